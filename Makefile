@@ -1,0 +1,62 @@
+# The front door. Every target makes the environment first if it is missing; `make help` lists them.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY := .venv/bin/python
+HYP ?=
+SCALE ?=
+SEEDS ?=
+ARMS ?=
+JOBS ?=
+ARGS ?=
+
+help:  ## Show this list
+	@echo "The controlled test of MambaOut's two hypotheses. Targets:"
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+	@echo "Options: HYP=1  SCALE=demo|pilot|paper  SEEDS=5|10|20  ARMS=all  JOBS=2  ARGS='hardware=cpu paths.data=FOLDER'"
+
+setup: .venv/ready  ## Make the environment in .venv (the other targets do it themselves)
+
+sweep: .venv/ready need-hyp  ## HYP=1: train what is missing of a hypothesis, then judge it and write its report
+	@$(PY) -m hypotheses.sweep $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+report: .venv/ready need-hyp  ## HYP=1: judge the records that are there and write results/hypothesis_1.*
+	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
+test: .venv/ready  ## Lint, types and tests (the slow ones: make test-slow)
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/basedpyright
+	@$(PY) -m pytest $(ARGS)
+
+test-slow: .venv/ready  ## The tests that take longer: whole sweeps, two processes, set-up
+	@$(PY) -m pytest -m slow $(ARGS)
+
+bench: .venv/ready  ## Measure the trainer's overhead against a plain loop
+	@$(PY) benchmarks/trainer_overhead.py
+
+clean:  ## Remove data, logs and records that runs have made (not the environment, not results/reference)
+	rm -rf data/demo outputs results/records results/hypothesis_*
+
+need-hyp:
+	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi
+
+# The stamp is written last, so an interrupted set-up goes on where it stopped (pip keeps what it has downloaded).
+.venv/ready: requirements.lock pyproject.toml
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+		echo "error: Python 3.11 is needed; say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@echo "setting up the environment in .venv, once: about 7 GB, some minutes; an interrupted set-up can be started again"
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "  1/3 pip and setuptools"
+	@$(PY) -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pip|setuptools)==' requirements.lock)
+	@echo "  2/3 the packages of requirements.lock ($$(grep -c == requirements.lock)); what is new is named"
+	@$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements.lock | grep -vE '^(Requirement|Looking)' \
+		|| { echo "error: pip could not install requirements.lock (see above): check the network and the disk, type the same command again" >&2; exit 2; }
+	@echo "  3/3 the project itself"
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "environment ready"
+
+.PHONY: help setup sweep report test test-slow bench clean need-hyp

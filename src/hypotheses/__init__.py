@@ -1,0 +1,19 @@
+"""Is the state space model inside a Mamba block worth having for vision? A controlled test.
+
+Data flows one way:
+
+    conf/ + experiments/ -> sweep -> run -> data, task(backbone) -> record -> table -> verdict -> report -> results/
+
+config.py     composes the Hydra groups of conf/ into the plain values of one run
+sweep.py      a hypothesis of experiments/: starts the runs that are missing, then writes its report
+run.py        the runner: one config in, one record out
+data/         the demo's embedded data, and the class folders of ImageNet
+tasks/        what is trained and measured: build(run) -> job, train(job), evaluate(job) -> metrics
+backbones/    the networks: MambaOut with its SSM switch, ViT with its causal switch
+cost.py       what a network costs: parameters and MACs, the scan included
+record.py     what a run leaves behind: identity, address, write, read back as a table
+experiment.py a hypothesis: claim, arms, seeds, margin, gates
+verdict.py    from paired metrics to supported, refuted or inconclusive
+report.py     records and a hypothesis -> tables, figure, Markdown and HTML
+progress.py   a run's bar, its metrics as rows of a file, and its heartbeat
+"""

@@ -1,0 +1,172 @@
+"""MambaOut: stages of Gated CNN blocks, with a switch for what mixes tokens inside the block.
+
+Paper: arXiv 2405.07992, Figure 4, Algorithm 1 and Table 4. Same layers, names and initialisation as yuweihao/MambaOut:
+models/mambaout.py, so that its weights fit; the classification head stands at the end of this file.
+
+B batch; H, W height and width of the image; h, w height and width in tokens; L = h * w tokens; C channels of a stage;
+E channels that the mixer sees; N state size of the SSM.
+
+The block (Algorithm 1), on channels-last maps (B, h, w, C):
+
+    gate, rest, mixed = split(fc1(norm(x)))            hidden = int(8/3 C) channels; mixed has E = C of them (3/8)
+    y = fc2(GELU(gate) * concat(rest, mix(mixed)))     x + DropPath(y)
+
+`mixer` chooses mix(z), and is all that two arms of a hypothesis differ in:
+
+    conv         DWConv(z)                      Gated CNN, the official MambaOut (eq. 9)
+    identity     z                              no token mixing: the negative control
+    ssm_causal   SSM(SiLU(DWConv(z)))           the Mamba block (eq. 11), scanned in row-major order
+    ssm          the same, scanned forwards and backwards, averaged
+"""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from hypotheses.backbones.ssm import SSM
+
+MIXERS = ("conv", "identity", "ssm_causal", "ssm")
+EPS = 1e-6  # of every LayerNorm
+
+
+class Norm(nn.LayerNorm):
+    """LayerNorm over the channels of a channels-last map (..., C)."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim, eps=EPS)
+
+
+def conv_stride2(in_dim: int, out_dim: int) -> nn.Conv2d:
+    return nn.Conv2d(in_dim, out_dim, kernel_size=3, stride=2, padding=1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)  # (B, C, h, w) -> (B, h, w, C)
+
+
+def channels_first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)  # (B, h, w, C) -> (B, C, h, w)
+
+
+class Stem(nn.Module):
+    """(B, H, W, 3) -> (B, H/4, W/4, C), by two strided convolutions."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv1 = conv_stride2(3, dim // 2)
+        self.norm1 = Norm(dim // 2)
+        self.act = nn.GELU()
+        self.conv2 = conv_stride2(dim // 2, dim)
+        self.norm2 = Norm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm1(channels_last(self.conv1(channels_first(x)))))
+        return self.norm2(channels_last(self.conv2(channels_first(x))))
+
+
+class Downsample(nn.Module):
+    """(B, h, w, C) -> (B, h/2, w/2, C'), between two stages."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.conv = conv_stride2(in_dim, out_dim)
+        self.norm = Norm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(channels_last(self.conv(channels_first(x))))
+
+
+class GatedCNNBlock(nn.Module):
+    """(B, h, w, C) -> (B, h, w, C). See the module's docstring; `kernel_size` and `drop_path` as in Algorithm 1."""
+
+    def __init__(self, dim: int, mixer: str, d_state: int, kernel_size: int, drop_path: float):
+        super().__init__()
+        hidden = int(8 / 3 * dim)
+        self.split = [hidden, hidden - dim, dim]
+        self.norm = Norm(dim)
+        self.fc1 = nn.Linear(dim, 2 * hidden)
+        self.act = nn.GELU()
+        if mixer != "identity":
+            self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        if mixer in ("ssm", "ssm_causal"):
+            self.ssm = SSM(dim, d_state, bidirectional=mixer == "ssm")
+        self.mixer = mixer
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+
+    def mix(self, z: Tensor) -> Tensor:
+        if self.mixer == "identity":
+            return z
+        z = channels_last(self.conv(channels_first(z)))
+        return z if self.mixer == "conv" else self.ssm(nn.functional.silu(z))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, rest, mixed = torch.split(self.fc1(self.norm(x)), self.split, dim=-1)
+        y = self.fc2(self.act(gate) * torch.cat((rest, self.mix(mixed)), dim=-1))
+        return x + self.drop_path(y)
+
+
+class MambaOut(nn.Module):
+    """The backbone: (B, 3, H, W) -> a list of maps (B, C_i, H/s_i, W/s_i), finest first, s = 4, 8, 16, 32.
+
+    depths, dims  blocks and channels of each stage (Table 4); one stage makes an isotropic network
+    mixer         one of MIXERS, in every block
+    d_state       N, used by the SSM mixers only
+    drop_path     stochastic depth of the last block; the rate rises linearly from 0 over all blocks
+    """
+
+    def __init__(
+        self,
+        depths: list[int],
+        dims: list[int],
+        mixer: str = "conv",
+        d_state: int = 16,
+        kernel_size: int = 7,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        if mixer not in MIXERS:
+            raise ValueError(f"backbone.mixer={mixer!r}: choose one of {', '.join(MIXERS)}")
+        if len(depths) != len(dims):
+            raise ValueError(
+                f"backbone.depths has {len(depths)} stages and backbone.dims has {len(dims)}: give one each"
+            )
+        self.dims = list(dims)
+        self.strides = [4 * 2**i for i in range(len(dims))]
+        self.downsample_layers = nn.ModuleList(
+            [Stem(dims[0])] + [Downsample(a, b) for a, b in itertools.pairwise(dims)]
+        )
+        rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(GatedCNNBlock(dim, mixer, d_state, kernel_size, next(rates)) for _ in range(depth)))
+            for depth, dim in zip(depths, dims, strict=True)
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = channels_last(image)
+        maps = []
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
+            maps.append(channels_first(x))
+        return maps
+
+
+class MambaOutHead(nn.Module):
+    """The official classification head: last map (B, C, h, w) -> logits (B, num_classes).
+
+    Mean over the tokens, LayerNorm, then an MLP of 4 C hidden channels with a LayerNorm before the last layer.
+    """
+
+    def __init__(self, dim: int, num_classes: int):
+        super().__init__()
+        self.norm = Norm(dim)
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.act = nn.GELU()
+        self.norm2 = Norm(4 * dim)
+        self.fc2 = nn.Linear(4 * dim, num_classes)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        x = self.norm(maps[-1].mean(dim=(2, 3)))
+        return self.fc2(self.norm2(self.act(self.fc1(x))))

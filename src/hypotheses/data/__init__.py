@@ -1,0 +1,48 @@
+"""Where a run's images come from: the demo's embedded digits, ImageNet's class folders, or made-up ones for the tests.
+
+Nothing here imports torch, so that asking whether a run is already recorded stays quick.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from hypotheses.config import Config
+from hypotheses.data import folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """A data set as a run sees it.
+
+    root         its folder, with train/<class>/ and val/<class>/; None for made-up images
+    classes      class names in the order of the labels
+    fingerprint  changes when the data do; part of the run's identity
+    """
+
+    root: Path | None
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+def prepare(config: Config) -> Images:
+    """Find the data of a run, or make them where the project can. Raises UserError with the layout that is expected."""
+    data: dict[str, Any] = config["recipe"]["data"]
+    num_classes: int = config["recipe"]["num_classes"]
+    source = data["source"]
+    if source == "digits":
+        from hypotheses.data import digits
+
+        root = Path(config["paths"]["data"], "demo", "digits", f"seed_{config['seed']}")
+        placements = (data["train_placements"], data["val_placements"])
+        fingerprint = digits.prepare(root, config["seed"], *placements)
+        return Images(root, tuple(str(label) for label in range(10)), fingerprint)
+    if source == "imagenet":
+        root = Path(config["paths"]["imagenet"])
+        classes, fingerprint = folder.check(root, num_classes, data["classes"])
+        return Images(root, classes, fingerprint)
+    assert source == "random", source
+    digest = hashlib.sha256(json.dumps([data, config["seed"]], sort_keys=True).encode())
+    return Images(None, tuple(str(label) for label in range(num_classes)), digest.hexdigest())

@@ -1,0 +1,39 @@
+"""Mistakes of the user: one clear line that names the fix, exit code 2, never a traceback."""
+
+import contextlib
+import difflib
+import errno
+import sys
+from collections.abc import Iterable, Iterator
+
+
+class UserError(Exception):
+    """Something that the user can put right; its text is one line and says how."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """'; did you mean X? Choose from: ...' for a word that is not among `words`."""
+    choices = sorted(words)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    guess = f"; did you mean {close[0]}?" if close else "."
+    return f"{guess} Choose from: {', '.join(choices)}"
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Turn a UserError, or a full or read-only disk, into one line on stderr and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        print(
+            f"error: cannot write{where}: {error.strerror}. Make room or change the folder (paths.outputs=..., "
+            "paths.results=..., paths.data=...), then type the same command again; finished runs are kept",
+            file=sys.stderr,
+        )
+        sys.exit(2)

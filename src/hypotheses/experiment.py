@@ -1,0 +1,147 @@
+"""A hypothesis as registered in experiments/: claim, arms, seeds, margin, gates; data written before the runs."""
+
+import dataclasses
+import hashlib
+import types
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from hypotheses.config import CONF, ROOT, Config, compose
+from hypotheses.errors import UserError, nearest
+
+FOLDER = ROOT / "experiments"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """Thresholds; what each means stands beside it in the file."""
+
+    assay_share: float
+    ceiling_margins: float
+    floor_chances: float
+    trained_margins: float
+    params_percent: float
+    macs_percent: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """Two arms compared seed by seed: d = metric(control) - metric(treatment)."""
+
+    treatment: str
+    control: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Arms:
+    """The backbones of a hypothesis at one scale, and what counts there. margin and chance in units of the metric."""
+
+    margin: float
+    chance: float
+    control: str
+    treatments: list[str]
+    negative_control: str
+    extra: list[Contrast]
+
+    def registered(self) -> list[str]:
+        """The arms that the verdict needs."""
+        return [self.control, *self.treatments, self.negative_control]
+
+    def all(self) -> list[str]:
+        """Those, and the extra ones."""
+        extra = [name for contrast in self.extra for name in (contrast.control, contrast.treatment)]
+        return list(dict.fromkeys([*self.registered(), *extra]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    hypothesis: int
+    claim: str
+    source: str
+    task: str
+    metric: str
+    test: str
+    looks: list[int]
+    alpha: float
+    pair_may_differ: list[str]
+    gates: Gates
+    scales: dict[str, Arms]
+    sha256: str  # of the file
+
+    def config(self, scale: str, backbone: str, seed: int, overrides: list[str]) -> Config:
+        """The resolved config of one of its runs."""
+        return compose(self.overrides(scale, backbone, seed) + overrides)
+
+    def overrides(self, scale: str, backbone: str, seed: int) -> list[str]:
+        return [f"task={self.task}", f"backbone={backbone}", f"scale={scale}", f"seed={seed}"]
+
+
+def load(number: str) -> Experiment:
+    """Read experiments/hypothesis_<number>.yaml. Raises UserError on an unknown number, key, arm or value."""
+    file = FOLDER / f"hypothesis_{number}.yaml"
+    if not file.exists():
+        known = sorted(p.stem.removeprefix("hypothesis_") for p in FOLDER.glob("hypothesis_*.yaml"))
+        raise UserError(f"HYP={number}: no such hypothesis; registered in experiments/: {', '.join(known)}")
+    return parse(file)
+
+
+def parse(file: Path) -> Experiment:
+    text = file.read_text()
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(
+            f"{file}{where}: not valid YAML ({getattr(error, 'problem', error)}); mend that line"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected keys and values, such as claim: ...")
+    content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    experiment = convert(content, Experiment, file, "")
+    assert isinstance(experiment, Experiment)
+    backbones = {p.stem for p in (CONF / "backbone").glob("*.yaml")}
+    for scale, arms in experiment.scales.items():
+        for name in arms.all():
+            if name not in backbones:
+                raise UserError(f"{file}: scales.{scale}: no backbone '{name}'{nearest(name, backbones)}")
+    if experiment.test != "non_inferiority":
+        raise UserError(f"{file}: test: {experiment.test}: choose one of non_inferiority")
+    return experiment
+
+
+def convert(value: Any, kind: Any, file: Path, key: str) -> Any:
+    """A value of the YAML as the type that its dataclass asks for; a wrong or missing key is an error that names it."""
+
+    def wrong(expected: str) -> UserError:
+        return UserError(f"{file}: {key}: {value!r} is not {expected}")
+
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise wrong("a group of keys and values")
+        hints = get_type_hints(kind)
+        prefix = f"{key}." if key else ""
+        for name in value:
+            if name not in hints:
+                raise UserError(f"{file}: unknown key {prefix}{name}{nearest(str(name), hints)}")
+        for name in hints:
+            if name not in value:
+                raise UserError(f"{file}: key {prefix}{name} is missing")
+        return kind(**{name: convert(value[name], hint, file, prefix + name) for name, hint in hints.items()})
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is list:
+        if not isinstance(value, list):
+            raise wrong("a list")
+        return [convert(item, args[0], file, f"{key}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise wrong("a group of keys and values")
+        return {str(name): convert(item, args[1], file, f"{key}.{name}") for name, item in value.items()}
+    assert origin not in (Union, types.UnionType), kind
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise wrong({int: "a whole number", float: "a number", str: "a text"}[kind])
+    return value

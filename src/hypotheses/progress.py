@@ -1,0 +1,64 @@
+"""A run's progress: a bar on the terminal, its metrics as rows of a file, and a heartbeat that a sweep can read.
+
+Knows no library: the Lightning callback calls it, and any other runner can.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hypotheses.record import write_aside
+
+HEARTBEAT = 2.0  # seconds
+
+
+class Progress:
+    """Counts optimiser steps. Files, in the run's folder:
+
+    metrics.jsonl   a row per validation: step, epoch, train loss, learning rate, validation metrics, seconds since start
+    heartbeat.json  step, steps, seconds since start and seconds left, written every HEARTBEAT seconds
+    """
+
+    def __init__(self, folder: Path, name: str, steps: int):
+        from tqdm import tqdm
+
+        self.folder, self.steps, self.step = folder, steps, 0
+        self.start = self.beat_at = time.monotonic()
+        self.shown: dict[str, str] = {}
+        self.rows = open(folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
+        # in a log, where there is no terminal to redraw, a line now and then is enough
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self.bar = tqdm(total=steps, desc=name, unit="step", mininterval=interval, dynamic_ncols=True)
+        self.beat()
+
+    def due(self) -> bool:
+        """Whether it is time for a heartbeat; ask before computing a loss for it."""
+        return time.monotonic() - self.beat_at >= HEARTBEAT
+
+    def advance(self) -> None:
+        self.step += 1
+        self.bar.update()
+
+    def show(self, **values: float) -> None:
+        """Show values beside the bar, such as loss=0.31 or top1_percent=91.2, and write a heartbeat."""
+        self.shown |= {key: f"{value:.4g}" for key, value in values.items()}
+        self.bar.set_postfix(self.shown, refresh=False)
+        self.beat()
+
+    def row(self, **values: float) -> None:
+        """One row of metrics.jsonl."""
+        row = {"step": self.step, **values, "seconds": round(time.monotonic() - self.start, 3)}
+        self.rows.write(json.dumps(row) + "\n")
+
+    def beat(self) -> None:
+        self.beat_at = time.monotonic()
+        seconds = self.beat_at - self.start
+        left = seconds / self.step * (self.steps - self.step) if self.step else None
+        state: dict[str, Any] = {"step": self.step, "steps": self.steps, "seconds": seconds, "seconds_left": left}
+        write_aside(self.folder / "heartbeat.json", json.dumps(state | {"shown": self.shown}))
+
+    def close(self) -> None:
+        self.bar.close()
+        self.rows.close()

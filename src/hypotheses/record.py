@@ -1,0 +1,163 @@
+"""What a run leaves behind: one JSON record. This file owns its address, its identity, its writer and its reader.
+
+Address   <scale>/<task>/<backbone>/seed_<k>, a function of the config and never of the clock
+Identity  a hash of what decides the result: task, backbone, scale, recipe, seed and the data's fingerprint; folders,
+          workers and devices are not in it
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hypotheses.config import ROOT, Config
+from hypotheses.errors import UserError
+
+IDENTITY = ("task", "backbone", "scale", "recipe", "seed")
+KEYS = {"address", "identity", "config", "data_fingerprint", "metrics", "cost", "curve", "seconds", "provenance"}
+PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy", "scipy", "scikit-learn")
+
+Record = dict[str, Any]
+
+
+def address(config: Config) -> str:
+    name = config["backbone"]["name"] + (f"+{config['tag']}" if config["tag"] else "")
+    return f"{config['scale']['name']}/{config['task']['name']}/{name}/seed_{config['seed']}"
+
+
+def identity(config: Config, data_fingerprint: str) -> str:
+    parts = {key: config[key] for key in IDENTITY} | {"data": data_fingerprint}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def path(config: Config) -> Path:
+    return Path(config["paths"]["results"], "records", address(config) + ".json")
+
+
+def write_aside(target: Path, text: str) -> None:
+    """Write a file whole or not at all: beside its target, then renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def write(target: Path, record: Record) -> None:
+    assert set(record) == KEYS, set(record) ^ KEYS
+    write_aside(target, json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def read(source: Path) -> Record:
+    """One record, checked for its keys. Raises UserError where the file is not a whole record."""
+    try:
+        record = json.loads(source.read_text())
+        missing = KEYS - set(record)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{source} is not a valid record ({error}): delete it and run the same command again"
+        ) from error
+    if missing:
+        raise UserError(f"{source} is not a valid record (no {min(missing)}): delete it and run the same command again")
+    return record
+
+
+def find(config: Config, data_fingerprint: str) -> Record | None:
+    """The finished record of a run, or None. Raises UserError where another config has left one at its address."""
+    target = path(config)
+    if not target.exists():
+        return None
+    record = read(target)
+    if record["identity"] == identity(config, data_fingerprint):
+        return record
+    mine = {key: config[key] for key in IDENTITY} | {"data": data_fingerprint}
+    theirs = record["config"] | {"data": record["data_fingerprint"]}
+    changes = [f"{key}: recorded {old}, asked {new}" for key, old, new in differences(theirs, mine)]
+    raise UserError(
+        f"{target} was left by another configuration ({'; '.join(changes)}): "
+        "add tag=NAME to give this run an address of its own, or delete that record"
+    )
+
+
+def differences(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys in which two nested dicts differ, with both values; None for a key that is absent."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            yield from differences(a.get(key), b.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif a != b:
+        yield prefix, a, b
+
+
+def table(records: list[Record]) -> Any:
+    """A pandas DataFrame, one row per run: the config's names, metrics, cost, time and provenance as columns."""
+    import pandas as pd
+
+    rows = [
+        {
+            "scale": r["config"]["scale"]["name"],
+            "task": r["config"]["task"]["name"],
+            "backbone": r["config"]["backbone"]["name"],
+            "seed": r["config"]["seed"],
+            **r["metrics"],
+            **r["cost"],
+            "seconds": r["seconds"],
+            "commit": r["provenance"]["commit"],
+            "dirty": r["provenance"]["dirty"],
+            "device": r["provenance"]["device"],
+            "data_fingerprint": r["data_fingerprint"][:12],
+            "address": r["address"],
+        }
+        for r in records
+    ]
+    return pd.DataFrame(rows)
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Code, software and machine of this process. `device` as a person would name it."""
+    import torch
+
+    return {
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "src", "conf", "requirements.lock")),
+        "code": code_fingerprint(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "command": "python -m hypotheses.run " + " ".join(sys.argv[1:]),
+    }
+
+
+def code_fingerprint() -> str:
+    """A hash of the source that decides a run's result: equal code gives equal hashes, committed or not."""
+    package = Path(__file__).parent
+    files = [package / "config.py", package / "run.py"]
+    for part in ("backbones", "data", "tasks"):
+        files += (package / part).rglob("*.py")
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def git(*args: str) -> str | None:
+    """A git command's output in the project; None without git or outside a checkout."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,162 @@
+"""The runner: one config in, one record out. Skip if recorded, else build, train, evaluate, write.
+
+    python -m hypotheses.run task=imagenet backbone=mambaout_atto_ssm seed=1
+
+It knows no library and no hypothesis. Nothing heavy is imported before it is needed.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+from hypotheses import data, record
+from hypotheses.config import CONF, Config, explain, resolve
+from hypotheses.errors import UserError, one_line
+
+NEEDED_BYTES = 200 * 2**20  # free space below which no run is started
+
+
+def run(config: Config) -> record.Record | None:
+    """Make sure that the record of a run exists, and return it; None on the processes of a run that do not write it."""
+    main_process = os.environ.get("RANK", "0") == "0"
+    check_space(config)
+    images = data.prepare(config)
+    address = record.address(config)
+    if done := record.find(config, images.fingerprint):
+        if main_process:
+            print(f"{address}: already recorded, nothing to do ({record.path(config)})")
+        return done
+    check_devices(config)
+    if launches_others(config):
+        launch(config)
+
+    import torch
+
+    from hypotheses import cost, tasks
+
+    if threads := config["hardware"]["threads"]:
+        torch.set_num_threads(threads)
+    folder = Path(config["paths"]["outputs"], address)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_one(folder) if main_process else contextlib.nullcontext():
+        started = time.monotonic()
+        task = tasks.load(config["task"]["name"])
+        job = task.build(tasks.Run(config, images, folder))
+        task.train(job)
+        metrics = task.evaluate(job)
+        if not main_process:
+            return None
+        result: record.Record = {
+            "address": address,
+            "identity": record.identity(config, images.fingerprint),
+            "config": {key: config[key] for key in record.IDENTITY},
+            "data_fingerprint": images.fingerprint,
+            "metrics": metrics,
+            "cost": cost.of_run(config),
+            "curve": task.curve(job),
+            "seconds": round(time.monotonic() - started, 1),
+            "provenance": record.provenance(device_name(config)),
+        }
+        record.write(record.path(config), result)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    print(f"{address}: {shown}; {result['seconds']:.0f} seconds; {record.path(config)}")
+    return result
+
+
+def check_space(config: Config) -> None:
+    for name in ("data", "outputs", "results"):
+        folder = Path(config["paths"][name])
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(existing).free
+        if free < NEEDED_BYTES:
+            raise UserError(
+                f"no disk space: {free >> 20} MB free at {folder}, {NEEDED_BYTES >> 20} MB needed; "
+                f"make room or set paths.{name}=FOLDER"
+            )
+
+
+def check_devices(config: Config) -> None:
+    hardware = config["hardware"]
+    if hardware["accelerator"] not in ("auto", "cpu", "gpu"):
+        raise UserError(f"hardware.accelerator={hardware['accelerator']}: choose one of auto, cpu, gpu")
+    if hardware["accelerator"] == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(f"hardware={hardware['name']}: no GPU that torch can use here; use hardware=cpu")
+
+
+def launches_others(config: Config) -> bool:
+    """Whether this process should hand over to torchrun: several devices are asked for, and it is not one of theirs."""
+    hardware = config["hardware"]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    if hardware["nodes"] > 1:
+        first = (CONF / "hardware" / "ddp_nodes.yaml").read_text().splitlines()[0].removeprefix("# ")
+        raise UserError(f"hardware={hardware['name']} needs torchrun, started on every machine: {first}")
+    return hardware["devices"] != 1
+
+
+def launch(config: Config) -> None:
+    """Become torchrun with a process per device. Does not return."""
+    devices = config["hardware"]["devices"]
+    if devices == -1:
+        import torch
+
+        devices = torch.cuda.device_count()
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
+    os.execv(sys.executable, [sys.executable, *command, "-m", "hypotheses.run", *sys.argv[1:]])
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, so that two processes never train the same run at once. The system frees it when they die."""
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is at this run now; wait for it or stop it") from error
+        yield
+
+
+def device_name(config: Config) -> str:
+    """The GPUs or the processor, as a person would name them."""
+    import torch
+
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if config["hardware"]["accelerator"] != "cpu" and torch.cuda.is_available():
+        return f"{processes} x {torch.cuda.get_device_name()}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{processes} x CPU ({line.split(':', 1)[1].strip()})"
+    return f"{processes} x CPU"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def compose_and_run(cfg: Any) -> None:
+    run(resolve(cfg))
+
+
+def main() -> None:
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises, and `explain` says it in one line
+    with one_line():
+        try:
+            compose_and_run()
+        except KeyboardInterrupt:
+            print("interrupted: nothing was recorded; the same command runs it again", file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            raise explain(error) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""A hypothesis of experiments/: run what is missing, one child process per run, then write its report.
+
+    python -m hypotheses.sweep 1 [--scale demo] [--seeds 5] [--arms all] [--jobs N] [hardware=...] [paths.data=...]
+
+Hydra composes each run; this file only starts and watches them. Finished runs are reused, a failed run does not stop the
+others, and an interrupted sweep goes on when the same command is typed again. The parent never imports torch.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from hypotheses import data, experiment, record, report
+from hypotheses.config import Config
+from hypotheses.errors import UserError, one_line
+from hypotheses.experiment import Experiment
+from hypotheses.run import check_space
+
+POLL = 0.3  # seconds between looks at the children
+QUIET = 60.0  # seconds between status lines where there is no terminal to redraw
+GRACE = 10.0  # seconds that an interrupted child gets before it is killed
+
+
+@dataclasses.dataclass
+class Child:
+    """A run in progress: its process, the file of its output, and the slot (device) that it holds."""
+
+    config: Config
+    process: subprocess.Popen[bytes]
+    log: Path
+    slot: int
+    started: float
+
+
+def sweep(
+    hypothesis: Experiment, scale: str, seeds: int, arms: list[str], jobs: int | None, overrides: list[str]
+) -> int:
+    """Run what is missing; the exit code: 0 if every run is recorded, 1 if some failed. Raises UserError."""
+    configs = [hypothesis.config(scale, arm, seed, overrides) for seed in range(seeds) for arm in arms]
+    check_space(configs[0])
+    missing = []
+    for config in configs:
+        fingerprint = data.prepare(config).fingerprint
+        if not record.find(config, fingerprint):
+            missing.append(config)
+    slots = number_of_slots(configs[0], jobs)
+    print(
+        f"hypothesis {hypothesis.hypothesis} at {scale} scale: {len(configs)} runs ({len(arms)} arms x {seeds} seeds), "
+        f"{len(configs) - len(missing)} recorded, {len(missing)} to run, {slots} at a time",
+        flush=True,
+    )
+    failed = run_all(hypothesis, missing, slots, overrides) if missing else []
+    return 1 if failed else 0
+
+
+def run_all(hypothesis: Experiment, waiting: list[Config], slots: int, overrides: list[str]) -> list[str]:
+    """Run every config, `slots` at a time; return the addresses of those that failed."""
+    waiting, running, failed = list(waiting), [], []
+    total, times, status = len(waiting), {}, Status()
+    try:
+        while waiting or running:
+            free = set(range(slots)) - {child.slot for child in running}
+            while waiting and free:
+                running.append(start(hypothesis, waiting.pop(0), free.pop(), slots, overrides))
+            time.sleep(POLL)
+            for child in [c for c in running if c.process.poll() is not None]:
+                running.remove(child)
+                seconds = time.monotonic() - child.started
+                address = record.address(child.config)
+                if child.process.returncode == 0:
+                    times.setdefault(child.config["backbone"]["name"], []).append(seconds)
+                    metrics = record.read(record.path(child.config))["metrics"]
+                    status.line(f"  {address}: {hypothesis.metric} {metrics[hypothesis.metric]:.2f}, {seconds:.0f} s")
+                else:
+                    failed.append(address)
+                    status.line(f"  {address}: FAILED, {why(child)}; its log: {child.log}")
+            status.show(running, waiting, times, total)
+    except KeyboardInterrupt:
+        status.clear()
+        stop(running)
+        done = total - len(waiting) - len(running) - len(failed)
+        print(f"interrupted: {done} of {total} runs done; the same command goes on with the rest", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        stop(running)
+    return failed
+
+
+def start(hypothesis: Experiment, config: Config, slot: int, slots: int, overrides: list[str]) -> Child:
+    """Start the child process of a run, its output in log.txt of the run's folder."""
+    folder = Path(config["paths"]["outputs"], record.address(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in ("heartbeat.json", "metrics.jsonl"):
+        (folder / old).unlink(missing_ok=True)
+    environment = dict(os.environ)
+    arguments = hypothesis.overrides(config["scale"]["name"], config["backbone"]["name"], config["seed"]) + overrides
+    if slots > 1:
+        if num_gpus():
+            environment["CUDA_VISIBLE_DEVICES"] = str(slot)
+        else:
+            arguments.append("hardware.threads=1")
+            environment["OMP_NUM_THREADS"] = "1"
+    log = folder / "log.txt"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hypotheses.run", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops its children
+        )
+    return Child(config, process, log, slot, time.monotonic())
+
+
+def stop(children: list[Child]) -> None:
+    """End children and all their processes, kindly first."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.process.pid, number)
+        deadline = time.monotonic() + GRACE
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+    children.clear()
+
+
+def why(child: Child) -> str:
+    """How a run failed, in a few words: the signal, or the last line of its log."""
+    code = child.process.returncode
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    lines = [line.strip() for line in child.log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+
+
+def number_of_slots(config: Config, jobs: int | None) -> int:
+    """How many runs go on side by side: one per core, or one per GPU; one where a run takes several devices."""
+    hardware = config["hardware"]
+    if hardware["devices"] != 1 or hardware["nodes"] != 1:
+        return 1
+    gpus = num_gpus() if hardware["accelerator"] != "cpu" else 0
+    return jobs or gpus or len(os.sched_getaffinity(0))
+
+
+def num_gpus() -> int:
+    """GPUs that this process may use, asked of the driver's own tool: importing torch takes seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([gpu for gpu in visible.split(",") if gpu.strip()])
+    if not shutil.which("nvidia-smi"):
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+
+
+class Status:
+    """One line about what is running, redrawn on a terminal, printed now and then elsewhere."""
+
+    def __init__(self, stream: IO[str] = sys.stdout):
+        self.stream, self.live, self.printed = stream, stream.isatty(), time.monotonic()
+
+    def clear(self) -> None:
+        if self.live:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+
+    def line(self, text: str) -> None:
+        self.clear()
+        print(text, file=self.stream, flush=True)
+
+    def show(self, running: list[Child], waiting: list[Config], times: dict[str, list[float]], total: int) -> None:
+        now = time.monotonic()
+        if now - self.printed < (0.5 if self.live else QUIET) or not running:
+            return
+        self.printed = now
+        beats = [heartbeat(child) for child in running]
+        parts = [f"{total - len(running) - len(waiting)} of {total} finished"]
+        for child, beat in zip(running, beats, strict=True):
+            share = f"{100 * beat['step'] / beat['steps']:.0f} %" if beat else "starting"
+            shown = "".join(f" {k} {v}" for k, v in beat.get("shown", {}).items())
+            parts.append(f"{child.config['backbone']['name']} seed {child.config['seed']} {share}{shown}")
+        if left := time_left(running, beats, waiting, times):
+            parts.append(f"about {max(1, round(left / 60))} min left")
+        text = " | ".join(parts)
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            self.stream.write("\r\x1b[K  " + text[: width - 2])
+            self.stream.flush()
+        else:
+            print(f"  {text}", file=self.stream, flush=True)
+
+
+def heartbeat(child: Child) -> dict:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((child.log.parent / "heartbeat.json").read_text())
+    return {}
+
+
+def time_left(
+    running: list[Child], beats: list[dict], waiting: list[Config], times: dict[str, list[float]]
+) -> float | None:
+    """Seconds until the last run ends, from the runs of the same arm so far; None until every arm has been seen."""
+    left, known = 0.0, {arm: sum(seconds) / len(seconds) for arm, seconds in times.items()}
+    for child, beat in zip(running, beats, strict=True):
+        if not beat or beat["seconds_left"] is None:
+            return None
+        left += beat["seconds_left"]
+        known.setdefault(child.config["backbone"]["name"], time.monotonic() - child.started + beat["seconds_left"])
+    for config in waiting:
+        if config["backbone"]["name"] not in known:
+            return None
+        left += known[config["backbone"]["name"]]
+    return left / max(1, len(running))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="make sweep HYP=1",
+        description="Run what is missing of a hypothesis, then judge it and write its report.",
+        usage="make sweep HYP=1 [SCALE=demo] [SEEDS=5] [ARMS=all] [JOBS=2] [ARGS='hardware=cpu paths.data=FOLDER']",
+    )
+    parser.add_argument("hypothesis", help="number of a file in experiments/")
+    parser.add_argument("--scale", default="demo", help="demo, pilot or paper")
+    parser.add_argument("--seeds", type=int, help="a planned look: 5, 10 or 20; the first by default")
+    parser.add_argument("--arms", default="registered", help="registered (default), or all: the extra arms too")
+    parser.add_argument("--jobs", type=int, help="runs side by side; one per core or GPU by default")
+    parser.add_argument("overrides", nargs="*", help="hardware=..., hardware.key=..., paths.key=...")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    asked = parse(sys.argv[1:] if arguments is None else arguments)
+    hypothesis = experiment.load(asked.hypothesis)
+    if asked.scale not in hypothesis.scales:
+        raise UserError(
+            f"SCALE={asked.scale}: hypothesis {hypothesis.hypothesis} is registered at {', '.join(hypothesis.scales)}"
+        )
+    seeds = hypothesis.looks[0] if asked.seeds is None else asked.seeds
+    if seeds not in hypothesis.looks:
+        planned = ", ".join(map(str, hypothesis.looks))
+        raise UserError(f"SEEDS={seeds} is not a planned look; the registered ones are {planned}")
+    if asked.arms not in ("registered", "all"):
+        raise UserError(f"ARMS={asked.arms}: say all for the extra arms too, or leave it out")
+    if asked.jobs is not None and asked.jobs < 1:
+        raise UserError(f"JOBS={asked.jobs}: give a number from 1")
+    for override in asked.overrides:
+        if override.split("=")[0].split(".")[0] not in ("hardware", "paths"):
+            raise UserError(
+                f"{override}: a sweep takes hardware and paths only, the rest is registered; for a variant use "
+                f"python -m hypotheses.run {shlex.quote(override)} tag=NAME"
+            )
+    arms = hypothesis.scales[asked.scale]
+    names = arms.all() if asked.arms == "all" else arms.registered()
+    code = sweep(hypothesis, asked.scale, seeds, names, asked.jobs, asked.overrides)
+    paths = hypothesis.config(asked.scale, arms.control, 0, asked.overrides)["paths"]
+    print(report.write(hypothesis, Path(paths["results"]), asked.scale))
+    return code
+
+
+if __name__ == "__main__":
+    with one_line():
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on", file=sys.stderr)
+            sys.exit(130)

@@ -1,0 +1,431 @@
+"""Image classification by Lightning: ImageNet in its folder layout, and the demo's digits in the same one.
+
+Order, augmentation and mixing are functions of (seed, epoch, image or step) alone, never of the workers or of what else
+the process has drawn: the arms of a seed see the same images, and so does a run with another number of workers.
+
+B batch; H, W pixels. Images travel as uint8 where they are kept in memory, and are normalised on the device.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torchmetrics.classification import MulticlassAccuracy
+
+from hypotheses import backbones
+from hypotheses.config import Config
+from hypotheses.data.folder import list_images
+from hypotheses.errors import UserError
+from hypotheses.progress import Progress
+from hypotheses.tasks import Run
+
+Key = tuple[int, int]  # (epoch, index of an image)
+
+
+@dataclasses.dataclass
+class Job:
+    """What `build` makes and `train` and `evaluate` use."""
+
+    module: "Classification"
+    trainer: L.Trainer
+    report: "Report"
+    train_loader: DataLoader
+    val_loader: DataLoader
+    run: Run
+
+
+def build(run: Run) -> Job:
+    """The network, data and trainer of a run. Raises UserError where the recipe does not fit the hardware."""
+    config, recipe = run.config, run.config["recipe"]
+    quieten()
+    share = divide(recipe["batch_size"], world_size(), config["hardware"]["max_batch_per_device"])
+    train_loader, val_loader = loaders(run, share.images)
+    steps_per_epoch = len(train_loader) // share.passes
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"recipe.batch_size={recipe['batch_size']} is more than the images for training: make it smaller"
+        )
+    module = Classification(config, steps_per_epoch)
+    hardware = config["hardware"]
+    distributed = world_size() > 1
+    cpu = hardware["accelerator"] == "cpu" or not torch.cuda.is_available()
+    report = Report(run, recipe["epochs"] * steps_per_epoch)
+    trainer = L.Trainer(
+        accelerator=hardware["accelerator"],
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        num_nodes=hardware["nodes"],
+        strategy="ddp" if distributed else "auto",
+        precision=recipe["precision"],
+        max_epochs=recipe["epochs"],
+        accumulate_grad_batches=share.passes,
+        check_val_every_n_epoch=recipe["validate_every"],
+        deterministic=True if cpu else "warn",
+        callbacks=[report],
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run.folder,
+    )
+    return Job(module, trainer, report, train_loader, val_loader, run)
+
+
+def train(job: Job) -> None:
+    """Train to the end of the schedule. Raises FloatingPointError where the loss is no longer a number."""
+    L.seed_everything(job.run.config["seed"], verbose=False)  # stochastic depth and dropout
+    job.trainer.fit(job.module, job.train_loader, job.val_loader)
+    if job.trainer.interrupted:
+        raise KeyboardInterrupt
+    if job.trainer.is_global_zero:
+        partial = job.run.folder / "weights.pt.partial"
+        torch.save(job.module.model.state_dict(), partial)
+        partial.rename(job.run.folder / "weights.pt")
+
+
+def evaluate(job: Job) -> dict[str, float]:
+    """top1_percent, top5_percent and loss (nats) over the whole validation split, and its number of images."""
+    job.trainer.validate(job.module, job.val_loader, verbose=False)
+    return job.module.validation_metrics() | {"val_images": len(job.val_loader.dataset)}  # type: ignore[arg-type]
+
+
+def curve(job: Job) -> list[dict[str, float]]:
+    """Mean training loss of each epoch, with the validation metrics of the epochs that had one."""
+    return job.report.curve
+
+
+class Classification(L.LightningModule):
+    """The recipe around a classifier: loss, optimiser, schedule and accuracy."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: Config, steps_per_epoch: int):
+        super().__init__()
+        recipe = config["recipe"]
+        self.recipe, self.seed, self.steps_per_epoch = recipe, config["seed"], steps_per_epoch
+        self.model = backbones.build_classifier(
+            config["backbone"], recipe["num_classes"], config["seed"], recipe["drop_path"]
+        )
+        self.register_buffer("mean", torch.tensor(recipe["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(recipe["std"]).view(3, 1, 1), persistent=False)
+        self.mix = mixup(recipe) if recipe["mix"] else None
+        self.top1 = MulticlassAccuracy(recipe["num_classes"], average="micro")
+        self.top5 = MulticlassAccuracy(recipe["num_classes"], average="micro", top_k=5)
+        self.val_loss = nn.Buffer(torch.zeros(2), persistent=False)  # sum over images, images
+        self.train_loss = nn.Buffer(torch.zeros(2), persistent=False)  # sum over batches, batches
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) in 0..255 -> float, normalised; floats are normalised already."""
+        return images if images.is_floating_point() else (images / 255 - self.mean) / self.std
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        images, target = self.normalise(batch[0]), batch[1]
+        smoothing = self.recipe["label_smoothing"]
+        if self.mix:  # it smooths the labels too
+            with keyed_random(self.seed, self.current_epoch, batch_index, self.global_rank):
+                images, target = self.mix(images, target)
+            smoothing = 0.0
+        loss = F.cross_entropy(self.model(images), target, label_smoothing=smoothing)
+        self.train_loss[0] += loss.detach()
+        self.train_loss[1] += 1
+        return loss
+
+    def mean_train_loss(self) -> float:
+        """Over this process's batches since it was last asked."""
+        total, batches = self.train_loss.tolist()
+        self.train_loss.zero_()
+        return total / batches
+
+    def on_validation_epoch_start(self) -> None:
+        self.top1.reset()
+        self.top5.reset()
+        self.val_loss.zero_()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        logits = self.model(self.normalise(batch[0]))
+        self.top1.update(logits, batch[1])
+        self.top5.update(logits, batch[1])
+        self.val_loss += torch.stack(
+            (F.cross_entropy(logits, batch[1], reduction="sum"), logits.new_tensor(len(logits)))
+        )
+
+    def validation_metrics(self) -> dict[str, float]:
+        """Of the latest validation, over all processes."""
+        total, images = self.trainer.strategy.reduce(self.val_loss.clone(), reduce_op="sum").tolist()
+        return {
+            "top1_percent": 100 * self.top1.compute().item(),
+            "top5_percent": 100 * self.top5.compute().item(),
+            "val_loss": total / images,
+        }
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = self.recipe["optimizer"], self.recipe["schedule"]
+        peak, low, start = optimizer["lr"], schedule["min_lr"], schedule["warmup_lr"]
+        warmup = schedule["warmup_epochs"] * self.steps_per_epoch
+        total = self.recipe["epochs"] * self.steps_per_epoch
+
+        def rate(step: int) -> float:
+            """The learning rate as a share of its peak: linear warm-up, then half a cosine."""
+            if step < warmup:
+                return (start + (peak - start) * step / warmup) / peak
+            angle = math.pi * min(1.0, (step - warmup) / max(1, total - warmup))
+            return (low + (peak - low) * (1 + math.cos(angle)) / 2) / peak
+
+        adamw = torch.optim.AdamW(
+            backbones.decay_groups(self.model, optimizer["weight_decay"]),
+            lr=peak,
+            betas=tuple(optimizer["betas"]),
+            eps=optimizer["eps"],
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(adamw, rate)
+        return {"optimizer": adamw, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Report(L.Callback):
+    """Keeps the curve, and on the main process tells `Progress` what happens. The loss, which waits for the device, is
+    read only when a heartbeat is due."""
+
+    def __init__(self, run: Run, steps: int):
+        self.run, self.steps, self.step = run, steps, 0
+        self.curve: list[dict[str, float]] = []
+        self.progress: Progress | None = None
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.is_global_zero:
+            config = self.run.config
+            name = f"{config['task']['name']} {config['backbone']['name']} seed {config['seed']}"
+            self.progress = Progress(self.run.folder, name, self.steps)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not self.progress or trainer.global_step == self.step:  # an optimiser step can take several batches
+            return
+        self.step = trainer.global_step
+        self.progress.advance()
+        if self.progress.due():
+            loss = outputs["loss"].item() * trainer.accumulate_grad_batches
+            check_finite(loss, f"at step {self.step}")
+            self.progress.show(loss=loss)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        row = {"epoch": trainer.current_epoch + 1, "train_loss": module.mean_train_loss()}
+        if row["epoch"] % trainer.check_val_every_n_epoch == 0:
+            row |= module.validation_metrics()
+        self.curve.append(row)
+        if self.progress:
+            self.progress.row(**row, lr=trainer.optimizers[0].param_groups[0]["lr"])
+            shown = {"loss": row["train_loss"]} | {k: row[k] for k in ("top1_percent",) if k in row}
+            self.progress.show(**shown)
+        check_finite(row["train_loss"], f"in epoch {row['epoch']}")
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        if self.progress:
+            self.progress.close()
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        if self.progress:
+            self.progress.close()
+
+
+def check_finite(loss: float, when: str) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} {when}")
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+class ImageDataset(Dataset):
+    """Images by (epoch, index): (image, label), or a whole batch at once where the images are kept in memory."""
+
+    def __init__(self, samples: list[tuple[str, int]], transform: Any, seed: int):
+        self.samples, self.transform, self.seed = samples, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        epoch, index = key
+        path, label = self.samples[index]
+        with keyed_random(self.seed, epoch, index):
+            return self.transform(load_image(path)), label
+
+    def __getitems__(self, keys: list[Key]) -> Any:
+        return default_collate([self[key] for key in keys])
+
+
+class TensorDataset(Dataset):
+    """All images decoded: uint8 (images, 3, H, W), and their labels. A batch is one indexing."""
+
+    def __init__(self, images: Tensor, labels: Tensor):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
+        indices = torch.tensor([index for _, index in keys])
+        return self.images[indices], self.labels[indices]
+
+
+class EpochSampler(Sampler[Key]):
+    """(epoch, index) of this process's share of an epoch; the order is a function of (seed, epoch).
+
+    In training the global batches are the same for any number of processes: each takes every `world`-th image of every
+    batch, and images that do not fill a batch are left out. In validation (batch=None) all images are visited once.
+    """
+
+    def __init__(self, images: int, batch: int | None, seed: int):
+        self.images, self.batch, self.seed, self.epoch = images, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch  # Lightning calls this before each epoch
+
+    def __len__(self) -> int:
+        whole = self.images - self.images % self.batch if self.batch else self.images
+        return len(range(rank(), whole, world_size()))
+
+    def __iter__(self) -> Iterator[Key]:
+        order = np.arange(self.images)
+        if self.batch:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+            order = order[: self.images - self.images % self.batch]
+        return ((self.epoch, int(i)) for i in order[rank() :: world_size()])
+
+
+def loaders(run: Run, batch: int) -> tuple[DataLoader, DataLoader]:
+    """Loaders of training (shuffled, in batches of this process's share) and validation."""
+    recipe, hardware, seed = run.config["recipe"], run.config["hardware"], run.config["seed"]
+    train_set, val_set = (dataset(run, split) for split in ("train", "val"))
+    workers = hardware["workers"]
+    if workers is None:
+        workers = 0 if recipe["in_memory"] else 8 if torch.cuda.is_available() else max(1, torch.get_num_threads() - 1)
+
+    def loader(data: Dataset, global_batch: int | None) -> DataLoader:
+        return DataLoader(
+            data,
+            batch_size=batch,
+            sampler=EpochSampler(len(data), global_batch, seed),  # type: ignore[arg-type]
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=as_it_is,
+        )
+
+    return loader(train_set, recipe["batch_size"]), loader(val_set, None)
+
+
+def as_it_is(batch: Any) -> Any:
+    return batch  # the data sets collate
+
+
+def dataset(run: Run, split: str) -> Dataset:
+    recipe, seed = run.config["recipe"], run.config["seed"]
+    training = split == "train"
+    if run.images.root is None:
+        generator = torch.Generator().manual_seed(2 * seed + training)
+        num = recipe["data"][f"{split}_images"]
+        size = (num, 3, recipe["image_size"], recipe["image_size"])
+        images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        return TensorDataset(images, torch.arange(num) % recipe["num_classes"])
+    samples = list_images(run.images.root, split, run.images.classes)
+    if recipe["in_memory"]:
+        if recipe["augment"]:
+            raise UserError("recipe.in_memory=true keeps decoded images, so recipe.augment must be null")
+        images = torch.from_numpy(np.stack([np.asarray(load_image(path)) for path, _ in samples]))
+        return TensorDataset(images.permute(0, 3, 1, 2).contiguous(), torch.tensor([label for _, label in samples]))
+    from timm.data import create_transform  # type: ignore[attr-defined]
+
+    common = {"mean": recipe["mean"], "std": recipe["std"]}
+    if training and recipe["augment"]:
+        transform = create_transform(recipe["image_size"], is_training=True, **recipe["augment"], **common)
+    else:
+        transform = create_transform(
+            recipe["image_size"], interpolation="bicubic", crop_pct=recipe["crop_pct"], **common
+        )
+    return ImageDataset(samples, transform, seed)
+
+
+def load_image(path: str) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}): mend or replace the file") from error
+
+
+def mixup(recipe: Config) -> Any:
+    from timm.data.mixup import Mixup
+
+    return Mixup(**recipe["mix"], label_smoothing=recipe["label_smoothing"], num_classes=recipe["num_classes"])
+
+
+# ---- randomness and processes ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def keyed_random(*key: int) -> Iterator[None]:
+    """Inside, the global generators of Python, NumPy and torch are functions of `key`; outside they are untouched."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One process's part of the global batch: `images` at a time, in `passes` forward and backward passes."""
+
+    images: int
+    passes: int
+
+
+def divide(batch: int, world: int, most: int) -> Share:
+    """Split a global batch over processes and, where a share is more than `most` images, over passes."""
+    if batch % world:
+        raise UserError(
+            f"recipe.batch_size={batch} cannot be shared by {world} processes: choose a multiple of {world}"
+        )
+    share = batch // world
+    passes = next(p for p in range(1, share + 1) if share % p == 0 and share // p <= most)
+    return Share(share // passes, passes)
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def quieten() -> None:
+    """Lightning's advice and notes about devices are not for the user of this project."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for category in (UserWarning, FutureWarning):
+        warnings.filterwarnings("ignore", module="lightning", category=category)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

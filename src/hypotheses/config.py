@@ -1,5 +1,6 @@
 """Composition, once and at the top: the Hydra groups of conf/ become the plain values of one run."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,74 @@ from hypotheses.errors import UserError, nearest
 
 ROOT = Path(__file__).resolve().parents[2]  # of the project
 CONF = ROOT / "conf"
-BUILT_TASKS = ("imagenet",)
 
 Config = dict[str, Any]
+
+
+# ---- what a config may hold: every key, with its type ----------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Hardware:
+    """conf/hardware/; see auto.yaml for what each key means."""
+
+    name: str
+    accelerator: str
+    devices: int
+    nodes: int
+    threads: int | None
+    workers: int | None
+    max_batch_per_device: int
+
+
+@dataclasses.dataclass
+class Optimizer:
+    """AdamW."""
+
+    lr: float
+    betas: list[float]
+    eps: float
+    weight_decay: float
+
+
+@dataclasses.dataclass
+class Schedule:
+    """Linear warm-up from warmup_lr, then half a cosine to min_lr."""
+
+    warmup_epochs: int
+    warmup_lr: float
+    min_lr: float
+
+
+@dataclasses.dataclass
+class ImageNetRecipe:
+    """conf/recipe/imagenet_*.yaml; see imagenet_paper.yaml for what each key means."""
+
+    name: str
+    num_classes: int
+    image_size: int
+    data: dict[str, Any]
+    in_memory: bool
+    mean: list[float]
+    std: list[float]
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    schedule: Schedule
+    label_smoothing: float
+    drop_path: float
+    augment: dict[str, Any] | None
+    mix: dict[str, Any] | None
+    precision: str
+    validate_every: int
+    crop_pct: float = 1.0
+
+
+RECIPES = {"imagenet": ImageNetRecipe}
+KEYS = {"task", "backbone", "scale", "recipe", "hardware", "seed", "tag", "paths"}
+
+
+# ---- composition -----------------------------------------------------------------------------------------------------
 
 
 def compose(overrides: list[str]) -> Config:
@@ -27,11 +93,21 @@ def compose(overrides: list[str]) -> Config:
 def resolve(cfg: Any) -> Config:
     """Plain values from Hydra's composed config: interpolations resolved, folders made absolute, choices checked."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    task = config["task"]["name"]
-    if task not in BUILT_TASKS:
-        raise UserError(f"task={task} is not built yet; built: {', '.join(BUILT_TASKS)}")
+    task = cfg.task.name
+    if task not in RECIPES:
+        raise UserError(f"task={task} is not built yet; built: {', '.join(RECIPES)}")
+    for key in cfg:
+        if key not in KEYS:
+            raise UserError(f"no key '{key}'{nearest(str(key), KEYS)}")
+    typed = {}
+    for part, schema in (("recipe", RECIPES[task]), ("hardware", Hardware)):
+        try:
+            typed[part] = OmegaConf.merge(OmegaConf.structured(schema), cfg[part])
+        except OmegaConfBaseException as error:
+            raise UserError(f"{part}.{error.full_key}: {str(error).splitlines()[0]}") from error
+    config: Any = OmegaConf.to_container(OmegaConf.merge(cfg, typed), resolve=True, throw_on_missing=True)
     seed, tag = config["seed"], config["tag"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UserError(f"seed={seed}: give a whole number from 0")
@@ -43,7 +119,7 @@ def resolve(cfg: Any) -> Config:
 
 def explain(error: Exception) -> Exception:
     """Hydra's and OmegaConf's errors of a wrong option, key or file as a UserError; others as they are."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -54,9 +130,16 @@ def explain(error: Exception) -> Exception:
         group, option = missing.groups()
         options = [p.stem for p in (CONF / group).glob("*.yaml")]
         return UserError(f"no {group} '{option}'{nearest(option, options)}")
-    if no_group := re.search(r"Could not override '(\w+)'", text):
-        groups = [p.name for p in CONF.iterdir() if p.is_dir()]
-        return UserError(f"no key or group '{no_group[1]}'{nearest(no_group[1], groups)}")
+    if no_key := re.search(r"Could not override '([\w.]+)'", text):
+        *group, key = no_key[1].split(".")
+        folder = CONF.joinpath(*group[:1])
+        known = {line.split(":")[0] for f in folder.glob("*.yaml") for line in f.read_text().splitlines()}
+        known |= {p.name for p in folder.iterdir() if p.is_dir()}
+        return UserError(f"no key '{no_key[1]}'{nearest(key, {k for k in known if k.isidentifier()} - {'defaults'})}")
+    if isinstance(error, OverrideParseException):
+        return UserError(
+            f"cannot read '{error.override}': {text.splitlines()[0]}; put quotes around special characters"
+        )
     if isinstance(error, YAMLError):
         mark = getattr(error, "problem_mark", None)
         where = f"{mark.name}, line {mark.line + 1}" if mark else "a file of conf/"

@@ -41,18 +41,21 @@ def path(config: Config) -> Path:
     return Path(config["paths"]["results"], "records", address(config) + ".json")
 
 
-def write_aside(target: Path, text: str) -> None:
-    """Write a file whole or not at all: beside its target, then renamed."""
+def write_aside(target: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: beside its target, then renamed. An OSError names the target."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+    data = content.encode() if isinstance(content, str) else content
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
         try:
-            file.write(text)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o644)
             os.replace(file.name, target)
-        except BaseException:
+        except BaseException as error:
             os.unlink(file.name)
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(target)
             raise
 
 

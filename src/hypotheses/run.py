@@ -143,19 +143,27 @@ def device_name(config: Config) -> str:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def compose_and_run(cfg: Any) -> None:
-    run(resolve(cfg))
+    with one_line(), explained():  # in here too, since Hydra adds a line of its own to an exception that reaches it
+        run(resolve(cfg))
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn Hydra's and OmegaConf's errors into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        raise explain(error) from error
 
 
 def main() -> None:
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises, and `explain` says it in one line
-    with one_line():
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises, and does not print and exit
+    with one_line(), explained():
         try:
             compose_and_run()
         except KeyboardInterrupt:
             print("interrupted: nothing was recorded; the same command runs it again", file=sys.stderr)
             sys.exit(130)
-        except Exception as error:
-            raise explain(error) from error
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def run_all(hypothesis: Experiment, waiting: list[Config], slots: int, overrides
                 running.remove(child)
                 seconds = time.monotonic() - child.started
                 address = record.address(child.config)
-                if child.process.returncode == 0:
+                if child.process.returncode == 0 and record.path(child.config).exists():
                     times.setdefault(child.config["backbone"]["name"], []).append(seconds)
                     metrics = record.read(record.path(child.config))["metrics"]
                     status.line(f"  {address}: {hypothesis.metric} {metrics[hypothesis.metric]:.2f}, {seconds:.0f} s")
@@ -168,8 +168,9 @@ def num_gpus() -> int:
 class Status:
     """One line about what is running, redrawn on a terminal, printed now and then elsewhere."""
 
-    def __init__(self, stream: IO[str] = sys.stdout):
-        self.stream, self.live, self.printed = stream, stream.isatty(), time.monotonic()
+    def __init__(self) -> None:
+        self.stream: IO[str] = sys.stdout
+        self.live, self.printed = self.stream.isatty(), time.monotonic()
 
     def clear(self) -> None:
         if self.live:

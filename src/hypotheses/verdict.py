@@ -93,15 +93,14 @@ def non_inferiority(contrasts: Sequence[Difference], margin: float, alpha: float
 
     worst = min(contrasts, key=lambda c: c.low)
     if worst.low > -margin:
-        how = (
-            "better without it"
-            if worst.low > 0
-            else "lower without it, but within the margin"
-            if worst.high < 0
-            else "and equivalent: the SSM arm is not ahead or behind by the margin"
-            if worst.high < margin
-            else "not worse without it"
-        )
+        if worst.low > 0:
+            how = "better without it"
+        elif worst.high < 0:
+            how = "worse without it, but by less than the margin"
+        elif worst.high < margin:
+            how = "equivalent: neither arm leads by the margin"
+        else:
+            how = "not worse without it"
         return SUPPORTED, f"the lower bound {worst.low:+.2f} is above the margin of -{margin:g} ({how})"
     p = [
         np.asarray(stats.ttest_1samp(c.d, -margin, alternative="less"))[1] if c.sd > 0 else float(c.mean >= -margin)
@@ -122,9 +121,11 @@ def seeds_needed(contrast: Difference, margin: float) -> int | None:
     """Seeds for power POWER if the mean and deviation seen so far are the true ones; None above a thousand."""
     from statsmodels.stats.power import TTestPower
 
-    distance = abs(contrast.mean + margin)
+    if contrast.sd == 0:
+        return None
+    effect = abs(contrast.mean + margin) / contrast.sd
     for n in range(contrast.n + 1, 1001):
-        if TTestPower().power(distance / contrast.sd, n, contrast.alpha, alternative="larger") >= POWER:
+        if TTestPower().power(effect, n, contrast.alpha, alternative="larger") >= POWER:
             return n
     return None
 

@@ -20,10 +20,10 @@ import numpy as np
 from hypotheses.record import write_aside
 
 CANVAS = 32  # pixels
-SCALE = (1.5, 2.25)  # of the 8 x 8 digit: 12 to 18 pixels
+SCALE = (2.5, 3.25)  # of the 8 x 8 digit: 20 to 26 pixels
 ROTATION = 20.0  # degrees, either way
-CONTRAST = (0.6, 1.0)  # of a stroke against the ground
-NOISE = 0.1  # deviation, in units of full scale
+CONTRAST = (0.5, 1.0)  # of a stroke against the ground
+NOISE = 0.25  # deviation, in units of full scale
 VAL_SHARE = 1 / 3  # of the digits of each class
 
 

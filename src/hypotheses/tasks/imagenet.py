@@ -8,10 +8,13 @@ B batch; H, W pixels. Images travel as uint8 where they are kept in memory, and 
 
 import contextlib
 import dataclasses
+import io
 import logging
 import math
 import os
 import random
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -29,6 +33,7 @@ from hypotheses.config import Config
 from hypotheses.data.folder import list_images
 from hypotheses.errors import UserError
 from hypotheses.progress import Progress
+from hypotheses.record import write_aside
 from hypotheses.tasks import Run
 
 Key = tuple[int, int]  # (epoch, index of an image)
@@ -87,13 +92,16 @@ def build(run: Run) -> Job:
 def train(job: Job) -> None:
     """Train to the end of the schedule. Raises FloatingPointError where the loss is no longer a number."""
     L.seed_everything(job.run.config["seed"], verbose=False)  # stochastic depth and dropout
-    job.trainer.fit(job.module, job.train_loader, job.val_loader)
-    if job.trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        job.trainer.fit(job.module, job.train_loader, job.val_loader)
+    except SIGTERMException:  # Lightning would end the process as if all were well
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit:  # what it makes of Ctrl-C
+        raise KeyboardInterrupt from None
     if job.trainer.is_global_zero:
-        partial = job.run.folder / "weights.pt.partial"
-        torch.save(job.module.model.state_dict(), partial)
-        partial.rename(job.run.folder / "weights.pt")
+        weights = io.BytesIO()
+        torch.save(job.module.model.state_dict(), weights)
+        write_aside(job.run.folder / "weights.pt", weights.getvalue())
 
 
 def evaluate(job: Job) -> dict[str, float]:
@@ -124,7 +132,7 @@ class Classification(L.LightningModule):
         self.register_buffer("std", torch.tensor(recipe["std"]).view(3, 1, 1), persistent=False)
         self.mix = mixup(recipe) if recipe["mix"] else None
         self.top1 = MulticlassAccuracy(recipe["num_classes"], average="micro")
-        self.top5 = MulticlassAccuracy(recipe["num_classes"], average="micro", top_k=5)
+        self.top5 = MulticlassAccuracy(recipe["num_classes"], average="micro", top_k=min(5, recipe["num_classes"]))
         self.val_loss = nn.Buffer(torch.zeros(2), persistent=False)  # sum over images, images
         self.train_loss = nn.Buffer(torch.zeros(2), persistent=False)  # sum over batches, batches
 

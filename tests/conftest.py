@@ -1,0 +1,98 @@
+"""Shared by the tests: folders of their own, the command line as a user types it, and hand-made records."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hypotheses import experiment
+from hypotheses.config import CONF, ROOT, compose
+
+torch.set_num_threads(1)  # tests run side by side
+
+BACKBONES = sorted(p.stem for p in (CONF / "backbone").glob("*.yaml"))
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    """Overrides that keep a run inside the test's folder."""
+    return [f"paths.{name}={tmp_path / name}" for name in ("data", "outputs", "results")]
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Type `python -m <module> <arguments>` and get the finished process, its output as text."""
+
+    def run(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            timeout=600,
+        )
+
+    return run
+
+
+@pytest.fixture
+def one_line_error(command):
+    """Type a command that must fail: exit code 2, one line on stderr, no traceback; returns that line."""
+
+    def run(module: str, *arguments: str, **environment: str) -> str:
+        done = command(module, *arguments, **environment)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    return run
+
+
+@pytest.fixture
+def hypothesis() -> experiment.Experiment:
+    return experiment.load("1")
+
+
+@pytest.fixture
+def make_records(hypothesis):
+    """Hand-made records of the demo: {backbone: [metric of seed 0, 1, ...]} -> {(backbone, seed): record}."""
+    template = {
+        "curve": [{"epoch": e + 1, "train_loss": 1.0 / (e + 1)} for e in range(8)],
+        "seconds": 10.0,
+        "provenance": {
+            "commit": "c" * 40,
+            "dirty": False,
+            "code": "code",
+            "python": "3.11",
+            "packages": {"torch": "2"},
+            "platform": "test",
+            "device": "1 x CPU",
+            "threads": 1,
+            "command": "test",
+        },
+    }
+
+    def make(values: dict[str, list[float]]) -> dict:
+        records = {}
+        for backbone, metrics in values.items():
+            config = compose([f"backbone={backbone}"])
+            for seed, metric in enumerate(metrics):
+                r = copy.deepcopy(template)
+                r["config"] = {k: copy.deepcopy(config[k]) for k in ("task", "backbone", "scale", "recipe")} | {
+                    "seed": seed
+                }
+                r["address"] = f"demo/imagenet/{backbone}/seed_{seed}"
+                r["identity"] = r["data_fingerprint"] = f"data {seed}"
+                r["metrics"] = {"top1_percent": metric, "val_images": 1000}
+                r["cost"] = {"params": 120 if "ssm" in backbone else 100, "macs": 170 if "ssm" in backbone else 100}
+                for row in r["curve"]:
+                    row["top1_percent"] = metric - 0.5
+                records[backbone, seed] = r
+        return records
+
+    return make

@@ -1,0 +1,178 @@
+"""The networks: published sizes, shapes, what may see what, and that the arms of a pair share all but the switch."""
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import BACKBONES
+from hypotheses import backbones, cost
+from hypotheses.backbones.ssm import SSM
+from hypotheses.config import compose
+from hypotheses.errors import UserError
+
+# official model files: exact parameters, GMACs at 224 pixels as fvcore counts them
+PUBLISHED = {
+    "femto": (7_304_536, 1.156),
+    "kobe": (9_141_208, 1.515),
+    "tiny": (26_545_096, 4.486),
+    "small": (48_488_072, 8.960),
+    "base": (84_813_092, 15.826),
+}
+SMALL = [n for n in BACKBONES if "atto" in n]
+PAIRS = [(n, n.removesuffix(s)) for n in BACKBONES for s in ("_ssm", "_ssm_causal", "_identity") if n.endswith(s)]
+PAIRS += [(n, n.removesuffix("_causal")) for n in BACKBONES if n.startswith("vit") and n.endswith("_causal")]
+
+
+def config(name: str) -> dict:
+    return compose([f"backbone={name}"])["backbone"]
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_parameters_and_macs(size):
+    params, gmacs = PUBLISHED[size]
+    counted = cost.count(config(f"mambaout_{size}"), num_classes=1000, height=224, width=224)
+    assert counted["params"] == params
+    assert counted["macs"] == pytest.approx(1e9 * gmacs, abs=0.0005e9)
+
+
+def test_the_scan_is_counted():
+    plain, treated = (cost.count(config(f"mambaout_atto{s}"), 10, 32, 32)["macs"] for s in ("", "_ssm"))
+    E, N, R, tokens, directions, blocks = 48, 8, 3, 64, 2, 4
+    scan = tokens * E * (9 * N + 1)
+    projections = tokens * (E * (R + 2 * N) + R * E)
+    assert treated - plain == blocks * directions * (scan + projections)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_maps_keep_the_contract(name):
+    with torch.device("meta"):
+        network = backbones.build(config(name))
+        maps = network(torch.empty(2, 3, 96, 64))
+    assert len(maps) == len(network.dims) == len(network.strides)
+    for x, dim, stride in zip(maps, network.dims, network.strides, strict=True):
+        assert x.shape == (2, dim, 96 // stride, 64 // stride)
+
+
+def reach(layer: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """(L, L) booleans of a layer on maps of `shape`, tokens first and channels last: does token i change when j does?"""
+    x = torch.randn(shape, dtype=torch.float64).flatten(0, -2)  # (L, C)
+    tokens = len(x)
+    # copy j has token j changed, and not by the same in all channels, which a LayerNorm would take away
+    changed = x + torch.eye(tokens).double().unsqueeze(-1) * torch.randn(x.shape[-1], dtype=torch.float64)
+    with torch.no_grad():
+        out = layer(torch.cat((x.unsqueeze(0), changed)).reshape(tokens + 1, *shape)).reshape(tokens + 1, tokens, -1)
+    return ((out[1:] - out[0]).abs() > 1e-13).any(-1).T
+
+
+def blocks(name: str) -> nn.Module:
+    """The blocks of a small network, without its stem, whose convolutions look across a token's border."""
+    network = backbones.build_classifier(config(name), 10, 0).backbone.double().eval()
+    return network.blocks if name.startswith("vit") else network.stages[0]
+
+
+FULL = torch.ones(16, 16, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("name", [n for n in SMALL if n.startswith("vit")])
+def test_causal_attention_is_causal_and_full_attention_is_not(name):
+    assert torch.equal(reach(blocks(name), (16, 48)), FULL.tril() if "causal" in name else FULL)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_causal_scan_is_causal_and_the_bidirectional_one_is_not(bidirectional):
+    layer = SSM(8, 4, bidirectional).double()
+    backbones.initialise(layer, 0, "published")
+    assert torch.equal(reach(layer, (4, 4, 8)), FULL if bidirectional else FULL.tril())
+
+
+def test_the_mixers_reach_what_they_should():
+    assert torch.equal(reach(blocks("mambaout_atto_identity"), (4, 4, 48)), FULL & torch.eye(16, dtype=torch.bool))
+    assert torch.equal(reach(blocks("mambaout_atto"), (4, 4, 48)), FULL)  # 7 x 7 convolutions on 4 x 4 tokens
+    assert torch.equal(reach(blocks("mambaout_atto_ssm"), (4, 4, 48)), FULL)
+    # on a longer row the convolutions of four blocks end after 12 tokens, the scan does not
+    far = torch.zeros(2, 30)
+    for row, name in enumerate(("mambaout_atto", "mambaout_atto_ssm")):
+        far[row] = reach(blocks(name), (1, 30, 48))[:, 0]
+    assert far[0, :13].all() and not far[0, 13:].any() and far[1].all()
+
+
+@pytest.mark.parametrize(("arm", "control"), PAIRS)
+def test_the_arms_of_a_pair_share_their_layers(arm, control):
+    """Only SSM layers come, only mixing convolutions go, and nothing changes its shape."""
+    with torch.device("meta"):
+        theirs, ours = (
+            {k: v.shape for k, v in backbones.build(config(n)).state_dict().items()} for n in (arm, control)
+        )
+    assert all(theirs[k] == ours[k] for k in theirs.keys() & ours.keys())
+    added, removed = theirs.keys() - ours.keys(), ours.keys() - theirs.keys()
+    assert all(".ssm." in k for k in added) and all(".conv." in k for k in removed)
+    assert bool(added) == ("_ssm" in arm) and bool(removed) == ("identity" in arm)
+
+
+@pytest.mark.parametrize(("arm", "control"), [p for p in PAIRS if p[0] in SMALL or "femto_ssm" in p[0]])
+def test_the_arms_of_a_pair_share_their_initial_weights(arm, control):
+    theirs, ours = (backbones.build_classifier(config(n), 10, seed=5).state_dict() for n in (arm, control))
+    shared = theirs.keys() & ours.keys()
+    assert len(shared) > 20
+    assert all(torch.equal(theirs[k], ours[k]) for k in shared)
+    other_seed = backbones.build_classifier(config(control), 10, seed=6).state_dict()
+    assert not all(torch.equal(ours[k], other_seed[k]) for k in ours)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_gets_a_gradient(name):
+    model = backbones.build_classifier(config(name), 10, 0)
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert not dead
+
+
+def test_published_initial_values():
+    model = backbones.build_classifier(config("mambaout_femto"), 1000, 0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert module.bias is not None and not module.bias.any()
+
+
+def test_drop_path_rises_linearly_over_the_blocks_and_acts():
+    network = backbones.build(config("mambaout_femto"), drop_path=0.2)
+    rates = [m.p for m in network.modules() if type(m).__name__ == "StochasticDepth"]
+    assert rates == pytest.approx([0.2 * i / 17 for i in range(18)])
+    x = torch.randn(8, 3, 32, 32)
+    a, b = (network.train()(x)[-1] for _ in range(2))
+    assert not torch.equal(a, b)
+
+
+def test_positions_are_interpolated_to_other_sizes():
+    model = backbones.build_classifier(config("vit_tiny"), 10, 0).backbone
+    assert model.positions(14, 14) is model.pos_embed
+    assert model.positions(7, 20).shape == (1, 192, 7, 20)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        model(torch.zeros(1, 3, 30, 32))
+
+
+def test_norms_biases_and_the_states_of_the_ssm_are_not_decayed():
+    model = backbones.build_classifier(config("mambaout_atto_ssm"), 10, 0)
+    decayed, free = backbones.decay_groups(model, 0.05)
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+    for p in decayed["params"]:
+        assert names[id(p)].endswith((".weight", "x_proj", "dt_proj")) and p.ndim > 1
+    assert {names[id(p)].split(".")[-1] for p in free["params"]} == {"weight", "bias", "A_log", "D", "dt_bias"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixer": "attention"}, "choose one of conv, identity"),
+        ({"mixr": "ssm"}, "no such key; did you mean mixer"),
+        ({"family": "resnet"}, "choose one of mambaout, vit"),
+        ({"dims": [48, 96]}, "give one each"),
+        ({"init": "zeros"}, "choose one of published, fan_in"),
+    ],
+)
+def test_a_wrong_key_is_an_error_that_names_the_fix(change, message):
+    with pytest.raises(UserError, match=message):
+        backbones.build_classifier(config("mambaout_atto") | change, 10, 0)

@@ -1,0 +1,107 @@
+"""Every YAML composes, says its command, and nothing heavy is imported to explain them."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from conftest import BACKBONES
+from hypotheses import experiment, record
+from hypotheses.config import CONF, ROOT, compose
+from hypotheses.errors import UserError
+
+GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir()}
+
+
+@pytest.mark.parametrize("option", [f"{g}={o}" for g in ("scale", "hardware", "recipe") for o in GROUPS[g]])
+def test_every_option_composes(option):
+    group, name = option.split("=")
+    assert compose([option])[group]["name"] == name
+
+
+@pytest.mark.parametrize("scale", GROUPS["scale"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_composes_at_every_scale(backbone, scale):
+    config = compose([f"backbone={backbone}", f"scale={scale}"])
+    assert config["backbone"]["name"] == backbone
+    assert config["recipe"]["name"] == f"imagenet_{scale}"
+    assert not re.search(r"\$\{|\?\?\?", str(config))
+
+
+@pytest.mark.parametrize("task", GROUPS["task"])
+def test_a_task_composes_or_says_that_it_is_not_built(task):
+    if task == "imagenet":
+        assert compose([f"task={task}"])["task"]["name"] == task
+    else:
+        with pytest.raises(UserError, match=f"task={task} is not built yet"):
+            compose([f"task={task}"])
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda f: f.relative_to(CONF).as_posix())
+def test_every_yaml_starts_with_its_command(file):
+    first = file.read_text().splitlines()[0]
+    assert re.match(r"# (python|torchrun .*) -m hypotheses\.run ", first)
+    asked = [word for word in first.split("hypotheses.run ")[1].split() if "=" in word]
+    if file.parent != CONF and file.parent.name != "recipe":
+        assert f"{file.parent.name}={file.stem}" in asked
+    if file.parent.name != "task" or file.stem == "imagenet":
+        compose(asked)
+
+
+def test_an_interpolated_value_is_typed_once():
+    small = compose(["backbone=mambaout_small", "scale=paper"])
+    assert small["recipe"]["drop_path"] == small["backbone"]["drop_path"] == 0.4
+
+
+def test_help_explains_the_groups_without_importing_torch(command):
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['run', '--help']\n"
+        "try:\n    runpy.run_module('hypotheses.run', run_name='__main__')\n"
+        "finally:\n    print({'torch', 'lightning', 'mmdet', 'pandas', 'scipy'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.strip().endswith("set()"), done.stdout + done.stderr
+    for word in ("task", "backbone", "scale", "hardware", "mambaout_small_ssm", "Examples:"):
+        assert word in done.stdout
+    assert done.stdout.count("python -m hypotheses.run task=") == 2
+
+
+def test_the_examples_of_help_compose(command):
+    shown = command("hypotheses.run", "--help").stdout
+    examples = re.findall(r"^  python -m hypotheses\.run (.*)$", shown, re.M)
+    assert len(examples) == 2
+    for example in examples:
+        compose(example.split())
+
+
+def test_folders_and_devices_are_no_part_of_a_runs_identity():
+    one = compose(["hardware=cpu"])
+    other = compose(["hardware=gpu", "paths.outputs=/elsewhere", "hardware.workers=3"])
+    assert record.identity(one, "data") == record.identity(other, "data")
+    assert record.identity(one, "data") != record.identity(one, "other data")
+    assert record.identity(one, "data") != record.identity(compose(["seed=1"]), "data")
+    assert record.identity(one, "data") != record.identity(compose(["recipe.epochs=3"]), "data")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_experiment_names_runs_that_compose(file):
+    hypothesis = experiment.parse(file)
+    assert file.read_text().startswith("# make sweep HYP=")
+    for scale, arms in hypothesis.scales.items():
+        for arm in arms.all():
+            assert hypothesis.config(scale, arm, 0, [])["backbone"]["name"] == arm
+
+
+@pytest.mark.parametrize("scale", ["demo", "pilot", "paper"])
+def test_the_arms_of_a_contrast_differ_in_one_key(hypothesis, scale):
+    arms = hypothesis.scales[scale]
+    control = hypothesis.config(scale, arms.control, 0, [])
+    for arm in arms.registered()[1:]:
+        changed = {k for k, _, _ in record.differences(control, hypothesis.config(scale, arm, 0, []))}
+        assert changed == {"backbone.name", "backbone.mixer"} == set(hypothesis.pair_may_differ)
+    for contrast in arms.extra:
+        pair = [hypothesis.config(scale, name, 0, []) for name in (contrast.control, contrast.treatment)]
+        changed = {k for k, _, _ in record.differences(*pair)}
+        assert len(changed) == 2 and "backbone.name" in changed

@@ -1,0 +1,161 @@
+"""The sweep: child processes, reuse, failures that stop nothing, Ctrl-C and going on."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hypotheses import data, record, sweep
+from hypotheses.config import ROOT
+
+
+@pytest.fixture
+def small(hypothesis, paths):
+    """Sweep two arms and two seeds at smoke scale in this process; returns the exit code."""
+
+    def run(arms=("mambaout_atto", "mambaout_atto_identity"), seeds=2, more=()):
+        return sweep.sweep(hypothesis, "smoke", seeds, list(arms), 2, [*paths, "hardware=cpu", *more])
+
+    return run
+
+
+def test_it_runs_what_is_missing_goes_on_after_a_failure_and_reuses(small, tmp_path, capsys):
+    # a folder stands where a run wants to write its weights
+    (tmp_path / "outputs/smoke/imagenet/mambaout_atto/seed_0/weights.pt/x").mkdir(parents=True)
+    assert small() == 1
+    shown = capsys.readouterr().out
+    assert "4 runs (2 arms x 2 seeds), 0 recorded, 4 to run, 2 at a time" in shown
+    assert re.search(r"mambaout_atto/seed_0: FAILED, .*weights\.pt.*its log: .*log\.txt", shown)
+    assert len(list((tmp_path / "results").rglob("*.json"))) == 3
+    times = {f: f.stat().st_mtime_ns for f in (tmp_path / "results").rglob("*.json")}
+    shutil.rmtree(tmp_path / "outputs/smoke/imagenet/mambaout_atto/seed_0/weights.pt")
+    assert small() == 0
+    assert "3 recorded, 1 to run" in capsys.readouterr().out
+    assert all(f.stat().st_mtime_ns == t for f, t in times.items())
+    assert small() == 0
+    assert "4 recorded, 0 to run" in capsys.readouterr().out
+    threads = {record.read(f)["provenance"]["threads"] for f in (tmp_path / "results").rglob("*.json")}
+    assert threads == {1}
+
+
+def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
+    code = (
+        "from hypotheses import experiment, sweep; import sys;"
+        "sys.exit(sweep.sweep(experiment.load('1'), 'smoke', 2, ['mambaout_atto', 'mambaout_atto_identity'], 1,"
+        f" {[*paths, 'hardware=cpu']!r}))"
+    )
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+
+    first = start()
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("seed_0.json")):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(1.0)  # into the second run
+    os.killpg(first.pid, signal.SIGINT)
+    out, said = first.communicate(timeout=60)
+    assert first.returncode == 130 and re.search(r"interrupted: [12] of 4 runs done", said), said
+    assert "Traceback" not in said
+    ps = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(tmp_path) not in ps
+    kept = len(list((tmp_path / "results").rglob("*.json")))
+    second = start()
+    out, said = second.communicate(timeout=240)
+    assert second.returncode == 0, said
+    assert f"{kept} recorded, {4 - kept} to run" in out
+    assert len(list((tmp_path / "results").rglob("*.json"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["3"], "HYP=3: no such hypothesis; registered in experiments/: 1"),
+        (["1", "--scale", "smoke"], "SCALE=smoke: hypothesis 1 is registered at demo, pilot, paper"),
+        (["1", "--seeds", "7"], "SEEDS=7 is not a planned look; the registered ones are 5, 10, 20"),
+        (["1", "--arms", "some"], "ARMS=some: say all"),
+        (["1", "--jobs", "0"], "JOBS=0"),
+        (["1", "recipe.epochs=1"], "a sweep takes hardware and paths only"),
+        (["1", "--scale", "paper", "paths.imagenet=/nowhere"], "no images at /nowhere/train"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_a_mistake_is_one_line_that_names_the_fix(arguments, message, one_line_error, paths):
+    assert message in one_line_error("hypotheses.sweep", *arguments, *paths)
+
+
+def test_the_time_left_is_known_once_every_arm_was_seen(tmp_path):
+    class Process:
+        pid = 0
+
+    def config(arm):
+        return {"backbone": {"name": arm}}
+
+    child = sweep.Child(config("a"), Process(), tmp_path / "log.txt", 0, time.monotonic() - 10)  # type: ignore[arg-type]
+    beat = {"step": 1, "steps": 2, "seconds_left": 30.0}
+    assert sweep.time_left([child], [beat], [], {}) == 30
+    assert sweep.time_left([child], [beat], [config("b")], {}) is None
+    assert sweep.time_left([child], [beat], [config("b")], {"b": [100.0]}) == 130
+    assert sweep.time_left([child], [beat], [config("a")], {}) == pytest.approx(70, abs=1)
+    assert sweep.time_left([child], [{}], [], {}) is None
+
+
+def test_a_terminal_sees_one_line_that_is_redrawn(paths, tmp_path):
+    """In a pseudo-terminal: share, loss and accuracy of what is running."""
+    code = (
+        "from hypotheses import experiment, sweep;"
+        f"sweep.sweep(experiment.load('1'), 'smoke', 1, ['mambaout_atto'], 1, {[*paths, 'hardware=cpu']!r})"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(terminal, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.waitpid(pid, 0)
+    assert b"\r\x1b[K  0 of 1 finished | mambaout_atto seed 0 starting" in shown
+    assert b"smoke/imagenet/mambaout_atto/seed_0: top1_percent" in shown
+
+
+@pytest.mark.slow
+def test_the_whole_command_ends_in_a_verdict(tmp_path, make_records, hypothesis):
+    """`make sweep HYP=1` with all runs but one recorded: the last one is trained for real, then judged."""
+    paths = [f"paths.{n}={tmp_path / n}" for n in ("data", "outputs", "results")]
+    arms = hypothesis.scales["demo"].registered()
+    for arm in arms:
+        for seed in range(5):
+            if (arm, seed) == ("mambaout_atto_identity", 4):
+                continue
+            config = hypothesis.config("demo", arm, seed, paths)
+            fingerprint = data.prepare(config).fingerprint
+            made = make_records({arm: [85.0 + seed if "identity" not in arm else 40.0] * (seed + 1)})[arm, seed]
+            made["identity"], made["data_fingerprint"] = record.identity(config, fingerprint), fingerprint
+            record.write(record.path(config), made)
+    done = subprocess.run(
+        ["make", "sweep", "HYP=1", f"ARGS={' '.join(paths)}"], capture_output=True, text=True, cwd=ROOT, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "14 recorded, 1 to run" in done.stdout
+    assert "Hypothesis 1 at demo scale:" in done.stdout
+    last = record.read(tmp_path / "results/records/demo/imagenet/mambaout_atto_identity/seed_4.json")
+    assert last["seconds"] > 1 and json.dumps(last["curve"])
+    assert Path(tmp_path, "results/hypothesis_1.html").exists()

@@ -1,0 +1,189 @@
+"""Hand-made records give supported, refuted and inconclusive, and each gate can fail."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hypotheses import verdict
+from hypotheses.verdict import INCONCLUSIVE, REFUTED, SUPPORTED
+
+CONTROL = [90.1, 91.0, 89.6, 90.4, 90.9]
+IDENTITY = [40.0, 41.0, 39.0, 42.0, 38.0]
+
+
+@pytest.fixture
+def judge(hypothesis, make_records):
+    """Records with the given metrics of the treatment, changed by `edit`, judged at demo scale."""
+
+    def run(treatment, control=CONTROL, identity=IDENTITY, edit=lambda records: None):
+        records = make_records(
+            {"mambaout_atto": control, "mambaout_atto_ssm": treatment, "mambaout_atto_identity": identity}
+        )
+        edit(records)
+        return verdict.judge(hypothesis, "demo", records)
+
+    return run
+
+
+def shift(by, noise=(0.1, -0.2, 0.0, 0.2, -0.1)):
+    return [c + by + n for c, n in zip(CONTROL, noise, strict=True)]
+
+
+def test_supported(judge):
+    v = judge(shift(0.3))
+    assert v.outcome == SUPPORTED and all(g.passed for g in v.gates)
+    assert v.contrasts[0].n == 5 and v.contrasts[0].mean == pytest.approx(-0.3)
+
+
+def test_refuted_if_the_ssm_gains_more_than_the_margin_and_is_not_larger(judge):
+    def same_size(records):
+        for r in records.values():
+            r["cost"] = {"params": 100, "macs": 100}
+
+    v = judge(shift(4.0), edit=same_size)
+    assert v.outcome == REFUTED and "mambaout_atto_ssm gains more" in v.reason
+
+
+def test_a_larger_arm_that_wins_decides_nothing(judge):
+    v = judge(shift(4.0))
+    assert v.outcome == INCONCLUSIVE and v.reason.startswith("gate: matched size; without it: refuted")
+
+
+def test_inconclusive_says_how_many_seeds_would_decide(judge):
+    v = judge(shift(1.0, noise=(2.0, -2.0, 1.0, -1.5, 0.5)))
+    assert v.outcome == INCONCLUSIVE and "seeds would decide with power 0.8" in v.reason
+    need = int(v.reason.split("about ")[1].split()[0])
+    c = v.contrasts[0]
+    noncentral = stats.nct(need - 1, (c.mean + 2.0) / c.sd * np.sqrt(need))
+    assert (
+        noncentral.sf(stats.t.ppf(1 - c.alpha, need - 1)) >= 0.8
+    )  # the power of the one-sided t test, by its definition
+    fewer = stats.nct(need - 2, (c.mean + 2.0) / c.sd * np.sqrt(need - 1))
+    assert fewer.sf(stats.t.ppf(1 - c.alpha, need - 2)) < 0.8
+
+
+def test_the_interval_is_the_t_interval_of_the_paired_differences(judge):
+    c = judge(shift(0.3)).contrasts[0]
+    d = np.array(c.d)
+    half = stats.t.ppf(0.98, 4) * d.std(ddof=1) / np.sqrt(5)
+    assert (c.low, c.high) == pytest.approx((d.mean() - half, d.mean() + half))
+
+
+def test_the_bounds_decide_exactly_at_the_margin(hypothesis):
+    def contrast(low, high):
+        d = tuple(np.array([-1.0, 0.0, 1.0]) * 0.1 + (low + high) / 2)
+        return verdict.Difference("ssm", "control", (0, 1, 2), d, (low + high) / 2, 0.1, low, high, 0.02)
+
+    assert verdict.non_inferiority([contrast(-1.99, 3.0)], 2.0, 0.02)[0] == SUPPORTED
+    assert verdict.non_inferiority([contrast(-2.0, -0.5)], 2.0, 0.02)[0] == INCONCLUSIVE
+    assert verdict.non_inferiority([contrast(-4.0, -3.0)], 2.0, 0.02)[0] == REFUTED
+    # for all treatments: one that is not settled keeps the whole from being supported
+    assert verdict.non_inferiority([contrast(-1.0, 1.0), contrast(-2.5, 1.0)], 2.0, 0.02)[0] == INCONCLUSIVE
+    assert verdict.non_inferiority([contrast(-1.0, 1.0), contrast(-4.0, -3.0)], 2.0, 0.02)[0] == REFUTED
+
+
+@pytest.mark.parametrize(("by", "outcome"), [(0.0, SUPPORTED), (2.5, REFUTED), (2.0, INCONCLUSIVE)])
+def test_seeds_that_agree_exactly_are_judged_too(by, outcome):
+    d = verdict.Difference("ssm", "control", (0, 1, 2), (-by,) * 3, -by, 0.0, -by, -by, 0.02)
+    assert verdict.non_inferiority([d], 2.0, 0.02)[0] == outcome
+
+
+def failed(v):
+    return [g.name for g in v.gates if not g.passed]
+
+
+def drop(*keys):
+    def edit(records):
+        for key in keys:
+            del records[key]
+
+    return edit
+
+
+def set_key(key, seed, path, value):
+    def edit(records):
+        target = records[key, seed]
+        for part in path[:-1]:
+            target = target[part]
+        target[path[-1]] = value
+
+    return edit
+
+
+def test_a_missing_run_decides_nothing_and_is_named(judge):
+    v = judge(shift(0.3), edit=drop(("mambaout_atto_ssm", 3)))
+    assert v.outcome == INCONCLUSIVE and failed(v) == ["complete"]
+    assert v.missing == (("mambaout_atto_ssm", 3),)
+    assert "14 of the 15" in v.reason
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "gate"),
+    [
+        (("config", "recipe", "optimizer", "lr"), 1.0, "same recipe"),
+        (("config", "backbone", "depths"), [5], "same recipe"),
+        (("data_fingerprint",), "other", "same data, code and software"),
+        (("provenance", "code"), "other", "same data, code and software"),
+        (("provenance", "packages", "torch"), "other", "same data, code and software"),
+        (("provenance", "threads"), 2, "same data, code and software"),
+        (("curve",), [{"epoch": e, "top1_percent": 10.0 * e} for e in range(8)], "trained"),
+    ],
+)
+def test_one_odd_run_closes_its_gate(judge, path, value, gate):
+    v = judge(shift(0.3), edit=set_key("mambaout_atto_ssm", 2, path, value))
+    assert v.outcome == INCONCLUSIVE and failed(v) == [gate] and v.reason.startswith(f"gate: {gate}")
+
+
+def test_a_bed_that_cannot_see_a_mixer_decides_nothing(judge):
+    v = judge(shift(0.3), identity=[c - 1 for c in CONTROL])
+    assert v.outcome == INCONCLUSIVE and failed(v) == ["assay sensitivity"]
+    # and the margin must be small against what the bed can see
+    assert failed(judge(shift(0.3), identity=shift(-6.0))) == ["assay sensitivity"]
+    assert failed(judge(shift(0.3), identity=[c + 5 for c in CONTROL])) == ["assay sensitivity"]
+
+
+def test_a_ceiling_or_a_floor_decides_nothing(judge):
+    up = [c + 7 for c in CONTROL]
+    assert failed(judge([c + 0.1 for c in up], control=up)) == ["ceiling and floor"]
+    low = [c - 65 for c in CONTROL]
+    assert "ceiling and floor" in failed(judge([c + 0.1 for c in low], control=low, identity=[10.0] * 5))
+
+
+def test_only_planned_looks_are_judged(hypothesis, make_records):
+    def at(n):
+        values = {
+            "mambaout_atto": CONTROL * 4,
+            "mambaout_atto_ssm": shift(0.3) * 4,
+            "mambaout_atto_identity": IDENTITY * 4,
+        }
+        return verdict.judge(hypothesis, "demo", make_records({k: v[:n] for k, v in values.items()}))
+
+    assert {n: len(at(n).seeds) for n in (3, 5, 7, 10, 19, 20)} == {3: 5, 5: 5, 7: 5, 10: 10, 19: 10, 20: 20}
+    assert at(3).outcome == INCONCLUSIVE and at(7).contrasts[0].n == 5
+
+
+def test_every_treatment_must_hold(hypothesis, make_records):
+    arms = dataclasses.replace(hypothesis.scales["demo"], treatments=["mambaout_atto_ssm", "mambaout_atto_ssm_causal"])
+    both = dataclasses.replace(hypothesis, scales={"demo": arms})
+    values = {"mambaout_atto": CONTROL, "mambaout_atto_ssm": shift(0.3), "mambaout_atto_identity": IDENTITY}
+    good = verdict.judge(both, "demo", make_records(values | {"mambaout_atto_ssm_causal": shift(-0.5)}))
+    assert good.outcome == SUPPORTED and len(good.contrasts) == 2
+    bad = verdict.judge(both, "demo", make_records(values | {"mambaout_atto_ssm_causal": shift(1.9)}))
+    assert bad.outcome == INCONCLUSIVE
+
+
+def test_the_rule_rarely_supports_a_false_claim():
+    """At the boundary, where the SSM gains just the margin, no more than alpha of the looks say supported."""
+    rng = np.random.default_rng(0)
+    d = rng.normal(-2.0, 1.0, (4000, 5))
+    low = d.mean(1) - stats.t.ppf(0.98, 4) * d.std(1, ddof=1) / np.sqrt(5)
+    wrong = 0
+    for row, bound in zip(d[:400], low[:400], strict=True):
+        c = verdict.Difference(
+            "ssm", "control", tuple(range(5)), tuple(row), row.mean(), row.std(ddof=1), bound, 9.0, 0.02
+        )
+        wrong += verdict.non_inferiority([c], 2.0, 0.02)[0] == SUPPORTED
+    assert wrong == (low[:400] > -2.0).sum()
+    assert (low > -2.0).mean() <= 0.02 + 3 * np.sqrt(0.02 * 0.98 / 4000)

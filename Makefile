@@ -37,6 +37,12 @@ test-slow: .venv/ready  ## The tests that take longer: whole sweeps, two process
 bench: .venv/ready  ## Measure the trainer's overhead against a plain loop
 	@$(PY) benchmarks/trainer_overhead.py
 
+reference: .venv/ready  ## Copy the demo's records and report to results/reference, to be committed
+	@$(PY) -m hypotheses.report 1 --scale demo > /dev/null
+	rm -rf results/reference && mkdir -p results/reference/records
+	cp -r results/records/demo results/reference/records/
+	$(PY) -m hypotheses.report 1 --scale demo paths.results=results/reference
+
 clean:  ## Remove data, logs and records that runs have made (not the environment, not results/reference)
 	rm -rf data/demo outputs results/records results/hypothesis_*
 
@@ -49,14 +55,17 @@ need-hyp:
 		echo "error: Python 3.11 is needed; say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; fi
 	@echo "setting up the environment in .venv, once: about 7 GB, some minutes; an interrupted set-up can be started again"
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@# a package whose installation was interrupted has no RECORD yet
+	@find .venv/lib -maxdepth 4 -name '*.dist-info' -type d ! -exec test -e {}/RECORD \; -prune -exec rm -rf {} +
 	@echo "  1/3 pip and setuptools"
 	@$(PY) -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pip|setuptools)==' requirements.lock)
-	@echo "  2/3 the packages of requirements.lock ($$(grep -c == requirements.lock)); what is new is named"
-	@$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements.lock | grep -vE '^(Requirement|Looking)' \
-		|| { echo "error: pip could not install requirements.lock (see above): check the network and the disk, type the same command again" >&2; exit 2; }
+	@echo "  2/3 the $$(grep -c == requirements.lock) packages of requirements.lock"
+	@$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements.lock \
+		| awk '/^(Collecting|Processing|Requirement)/ {if (++n % 20 == 0) print "      " n " found"} /^Installing/ {print "      installing"} {fflush()}' \
+		|| { echo "error: pip could not install requirements.lock (see above): check the network and the disk, then type the same command again" >&2; exit 2; }
 	@echo "  3/3 the project itself"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep report test test-slow bench clean need-hyp
+.PHONY: help setup sweep report test test-slow bench reference clean need-hyp

@@ -48,11 +48,9 @@ def sweep(
     """Run what is missing; the exit code: 0 if every run is recorded, 1 if some failed. Raises UserError."""
     configs = [hypothesis.config(scale, arm, seed, overrides) for seed in range(seeds) for arm in arms]
     check_space(configs[0])
-    missing = []
-    for config in configs:
-        fingerprint = data.prepare(config).fingerprint
-        if not record.find(config, fingerprint):
-            missing.append(config)
+    images = {data.depends_on(config): config for config in configs}
+    fingerprints = {key: data.prepare(config).fingerprint for key, config in images.items()}
+    missing = [config for config in configs if not record.find(config, fingerprints[data.depends_on(config)])]
     slots = number_of_slots(configs[0], jobs)
     print(
         f"hypothesis {hypothesis.hypothesis} at {scale} scale: {len(configs)} runs ({len(arms)} arms x {seeds} seeds), "
@@ -67,6 +65,12 @@ def run_all(hypothesis: Experiment, waiting: list[Config], slots: int, overrides
     """Run every config, `slots` at a time; return the addresses of those that failed."""
     waiting, running, failed = list(waiting), [], []
     total, times, status = len(waiting), {}, Status()
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # a closed terminal or a kill ends the children too, as Ctrl-C does
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         while waiting or running:
             free = set(range(slots)) - {child.slot for child in running}
@@ -93,6 +97,8 @@ def run_all(hypothesis: Experiment, waiting: list[Config], slots: int, overrides
         sys.exit(130)
     finally:
         stop(running)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return failed
 
 

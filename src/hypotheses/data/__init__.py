@@ -27,6 +27,13 @@ class Images:
     fingerprint: str
 
 
+def depends_on(config: Config) -> str:
+    """What decides which data a run sees: two configs with the same answer share them."""
+    data = config["recipe"]["data"]
+    seed = None if data["source"] == "imagenet" else config["seed"]
+    return json.dumps([data, config["recipe"]["num_classes"], config["paths"], seed], sort_keys=True)
+
+
 def prepare(config: Config) -> Images:
     """Find the data of a run, or make them where the project can. Raises UserError with the layout that is expected."""
     data: dict[str, Any] = config["recipe"]["data"]

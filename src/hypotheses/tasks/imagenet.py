@@ -91,7 +91,8 @@ def build(run: Run) -> Job:
 
 def train(job: Job) -> None:
     """Train to the end of the schedule. Raises FloatingPointError where the loss is no longer a number."""
-    L.seed_everything(job.run.config["seed"], verbose=False)  # stochastic depth and dropout
+    # stochastic depth and dropout, of their own on every process
+    L.seed_everything(job.run.config["seed"] + 1_000_003 * rank(), verbose=False)
     try:
         job.trainer.fit(job.module, job.train_loader, job.val_loader)
     except SIGTERMException:  # Lightning would end the process as if all were well
@@ -153,8 +154,8 @@ class Classification(L.LightningModule):
         return loss
 
     def mean_train_loss(self) -> float:
-        """Over this process's batches since it was last asked."""
-        total, batches = self.train_loss.tolist()
+        """Over the batches of all processes since it was last asked."""
+        total, batches = self.trainer.strategy.reduce(self.train_loss.clone(), reduce_op="sum").tolist()
         self.train_loss.zero_()
         return total / batches
 

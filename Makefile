@@ -20,11 +20,11 @@ help:  ## Show this list
 
 setup: .venv/ready  ## Make the environment in .venv (the other targets do it themselves)
 
-sweep: .venv/ready need-hyp  ## HYP=1: train what is missing of a hypothesis, then judge it and write its report
+sweep: need-hyp .venv/ready  ## HYP=1: train what is missing of a hypothesis, then judge it and write its report
 	@$(PY) -m hypotheses.sweep $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
-report: .venv/ready need-hyp  ## HYP=1: judge the records that are there and write results/hypothesis_1.*
+report: need-hyp .venv/ready  ## HYP=1: judge the records that are there and write results/hypothesis_1.*
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 test: .venv/ready  ## Lint, types and tests (the slow ones: make test-slow)

@@ -72,6 +72,7 @@ def make_records(hypothesis):
             "packages": {"torch": "2"},
             "platform": "test",
             "device": "1 x CPU",
+            "hardware": {"devices": 1},
             "threads": 1,
             "command": "test",
         },

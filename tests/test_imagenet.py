@@ -10,7 +10,7 @@ from PIL import Image
 
 from hypotheses import data, tasks
 from hypotheses.config import compose
-from hypotheses.errors import UserError
+from hypotheses.errors import UserError, one_line
 from hypotheses.run import run
 from hypotheses.tasks import imagenet
 
@@ -169,9 +169,14 @@ def test_augmentation_is_a_function_of_seed_epoch_and_image(real_images, paths, 
     assert torch.equal(val[0, 3][0], val[1, 3][0])
 
 
-def test_an_unreadable_image_is_named(real_images, paths):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(real_images, paths, workers, capsys):
     broken = real_images / "train" / "n01" / "3.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
-    config = compose([*paths, *PAPER, "recipe.num_classes=2", f"paths.imagenet={real_images}", "hardware.workers=0"])
-    with pytest.raises(UserError, match=r"n01/3\.JPEG cannot be read as an image"):
+    config = compose(
+        [*paths, *PAPER, "recipe.num_classes=2", f"paths.imagenet={real_images}", f"hardware.workers={workers}"]
+    )
+    with pytest.raises(SystemExit) as end, one_line():
         run(config)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and said.startswith("error: /") and "n01/3.JPEG cannot be read as an image" in said

@@ -93,3 +93,13 @@ def test_a_corrupt_record_is_named_and_nothing_is_lost(results, hypothesis, text
     ):
         report.write(hypothesis, results)
     assert (results / "hypothesis_1.html").read_bytes() == before and file.read_text() == text
+
+
+def test_records_of_an_unregistered_recipe_do_not_decide(results, hypothesis):
+    for file in (results / "records/demo/imagenet").glob("mambaout*/*.json"):
+        changed = json.loads(file.read_text())
+        changed["config"]["recipe"]["epochs"] = 2  # in both arms of every pair
+        file.write_text(json.dumps(changed))
+    shown = report.write(hypothesis, results)
+    assert "INCONCLUSIVE" in shown and "gate: registered configuration" in shown
+    assert "recipe.epochs was 2, registered is 5" in shown

@@ -109,6 +109,14 @@ def test_from_the_command_line_with_a_bar(paths, command):
         (["task=ade20k"], "task=ade20k is not built yet"),
         (["bakbone=vit_tiny"], "no key 'bakbone'; did you mean backbone?"),
         (["recipe.epoch=3"], "no key 'recipe.epoch'; did you mean epochs?"),
+        (["recipe.batch_size=0"], "recipe.batch_size=0: give a number from 1"),
+        (["recipe.validate_every=0"], "recipe.validate_every=0: give a number from 1"),
+        (["hardware=ddp", "hardware.accelerator=cpu"], "hardware.devices=2"),
+        (["hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=3"], "choose a multiple of 3 devices"),
+        (["recipe.data.source=web"], "choose one of digits, imagenet, random"),
+        (["paths.imagnet=/x"], "no key 'paths.imagnet'; did you mean imagenet?"),
+        (["seed.x=1"], "no key 'seed.x'"),
+        (["paths.results=README.md"], "cannot write"),
         (["recipe.epochs=many"], "recipe.epochs: Value 'many' of type 'str' could not be converted to Integer"),
         (["+recipe.foo=1"], "recipe.foo: Key 'foo' not in"),
         (["+foo=1"], "no key 'foo'"),
@@ -119,7 +127,7 @@ def test_from_the_command_line_with_a_bar(paths, command):
         (["scale=pilot"], "no images at"),
         (["scale=paper", "paths.imagenet=/nowhere"], "no images at /nowhere/train"),
         (["hardware.accelerator=tpu", "scale=smoke"], "choose one of auto, cpu, gpu"),
-        (["hardware=ddp_nodes", "hardware.accelerator=cpu", "scale=smoke"], "torchrun --nnodes 2"),
+        (["hardware=ddp_nodes", "hardware.accelerator=cpu", "hardware.devices=2"], "torchrun --nnodes 2"),
         (["recipe.batch_size=64", "scale=smoke"], "make it smaller"),
         (["backbone.mixer=attention", "scale=smoke"], "choose one of conv, identity"),
         (["+backbone.heads=3", "scale=smoke"], "backbone.heads: mambaout has no such key"),
@@ -226,6 +234,8 @@ def test_two_processes_agree_with_one(paths, command, tmp_path):
         assert done.stdout.count("top1_percent") == 1
     one, two = (record.read(next((tmp_path / "results").rglob(f"*+{tag}/seed_0.json"))) for tag in ("one", "two"))
     assert one["identity"] == two["identity"]
+    for a, b in zip(one["curve"], two["curve"], strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-3)
     assert two["metrics"]["val_images"] == 20
     assert two["metrics"]["val_loss"] == pytest.approx(one["metrics"]["val_loss"], rel=1e-3)
     assert "2 x CPU" in two["provenance"]["device"]

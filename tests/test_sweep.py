@@ -72,6 +72,7 @@ def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
     ps = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(tmp_path) not in ps
     kept = len(list((tmp_path / "results").rglob("*.json")))
+    assert f"interrupted: {kept} of 4 runs done" in said
     second = start()
     out, said = second.communicate(timeout=240)
     assert second.returncode == 0, said
@@ -103,13 +104,28 @@ def test_the_time_left_is_known_once_every_arm_was_seen(tmp_path):
     def config(arm):
         return {"backbone": {"name": arm}}
 
-    child = sweep.Child(config("a"), Process(), tmp_path / "log.txt", 0, time.monotonic() - 10)  # type: ignore[arg-type]
+    child = sweep.Child(config("a"), Process(), tmp_path / "log.txt", sweep.Slot(0, {}, []), time.monotonic() - 10)  # type: ignore[arg-type]
     beat = {"step": 1, "steps": 2, "seconds_left": 30.0}
     assert sweep.time_left([child], [beat], [], {}) == 30
     assert sweep.time_left([child], [beat], [config("b")], {}) is None
     assert sweep.time_left([child], [beat], [config("b")], {"b": [100.0]}) == 130
     assert sweep.time_left([child], [beat], [config("a")], {}) == pytest.approx(70, abs=1)
     assert sweep.time_left([child], [{}], [], {}) is None
+
+
+def test_slots_are_cores_or_the_gpus_that_are_visible(hypothesis, monkeypatch):
+    def slots(jobs=None, *overrides):
+        config = hypothesis.config("demo", "mambaout_atto", 0, list(overrides))
+        return [(s.environment, s.overrides) for s in sweep.make_slots(config, jobs, list(overrides))]
+
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    two = [({"CUDA_VISIBLE_DEVICES": g}, []) for g in ("2", "3")]
+    assert slots() == two and slots(1) == two[:1] and slots(4) == two * 2
+    one_thread = ({"OMP_NUM_THREADS": "1"}, ["hardware.threads=1"])
+    assert slots(None, "hardware=cpu") == [one_thread] * cores
+    assert slots(1, "hardware=cpu", "hardware.threads=3") == [({"OMP_NUM_THREADS": "3"}, ["hardware.threads=3"])]
+    assert slots(None, "hardware=ddp") == [({}, [])]
 
 
 def test_a_terminal_sees_one_line_that_is_redrawn(paths, tmp_path):

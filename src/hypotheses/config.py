@@ -72,6 +72,7 @@ class ImageNetRecipe:
     crop_pct: float = 1.0
 
 
+SOURCES = ("digits", "imagenet", "random")  # of images
 RECIPES = {"imagenet": ImageNetRecipe}
 KEYS = {"task", "backbone", "scale", "recipe", "hardware", "seed", "tag", "paths"}
 
@@ -113,6 +114,22 @@ def resolve(cfg: Any) -> Config:
         raise UserError(f"seed={seed}: give a whole number from 0")
     if tag is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", str(tag)):
         raise UserError(f"tag={tag}: use letters, digits, - and _ only")
+    recipe, hardware = config["recipe"], config["hardware"]
+    for part, keys in (
+        (recipe, ("num_classes", "image_size", "epochs", "batch_size", "validate_every")),
+        (hardware, ("nodes", "max_batch_per_device")),
+    ):
+        for key in keys:
+            if part[key] < 1:
+                raise UserError(f"{'recipe' if part is recipe else 'hardware'}.{key}={part[key]}: give a number from 1")
+    if hardware["devices"] < 1 and hardware["devices"] != -1:
+        raise UserError(f"hardware.devices={hardware['devices']}: give a number from 1, or -1 for all")
+    if hardware["devices"] == -1 and hardware["accelerator"] == "cpu":
+        raise UserError(
+            "hardware.accelerator=cpu has no -1 for all devices: say how many processes, hardware.devices=2"
+        )
+    if recipe["data"].get("source") not in SOURCES:
+        raise UserError(f"recipe.data.source={recipe['data'].get('source')}: choose one of {', '.join(SOURCES)}")
     config["paths"] = {key: str((ROOT / Path(path).expanduser()).resolve()) for key, path in config["paths"].items()}
     return config
 
@@ -133,8 +150,9 @@ def explain(error: Exception) -> Exception:
     if no_key := re.search(r"Could not override '([\w.]+)'", text):
         *group, key = no_key[1].split(".")
         folder = CONF.joinpath(*group[:1])
-        known = {line.split(":")[0] for f in folder.glob("*.yaml") for line in f.read_text().splitlines()}
-        known |= {p.name for p in folder.iterdir() if p.is_dir()}
+        files = list(folder.glob("*.yaml")) or [CONF / "config.yaml"]
+        known = {line.split(":")[0].strip() for f in files for line in f.read_text().splitlines()}
+        known |= {p.name for p in CONF.iterdir() if p.is_dir()} if not group else set()
         return UserError(f"no key '{no_key[1]}'{nearest(key, {k for k in known if k.isidentifier()} - {'defaults'})}")
     if isinstance(error, OverrideParseException):
         return UserError(

@@ -6,6 +6,8 @@ import errno
 import sys
 from collections.abc import Iterable, Iterator
 
+CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+
 
 class UserError(Exception):
     """Something that the user can put right; its text is one line and says how."""
@@ -25,10 +27,12 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # a DataLoader's worker hands an error on with its own traceback as text, the error's line last
+        text = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        if error.errno not in CANNOT_WRITE:
             raise
         where = f" at {error.filename}" if error.filename else ""
         print(

@@ -3,6 +3,7 @@
 Knows no library: the Lightning callback calls it, and any other runner can.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -57,7 +58,8 @@ class Progress:
         seconds = self.beat_at - self.start
         left = seconds / self.step * (self.steps - self.step) if self.step else None
         state: dict[str, Any] = {"step": self.step, "steps": self.steps, "seconds": seconds, "seconds_left": left}
-        write_aside(self.folder / "heartbeat.json", json.dumps(state | {"shown": self.shown}))
+        with contextlib.suppress(OSError):  # a full disk is no reason to lose a run that could still end well
+            write_aside(self.folder / "heartbeat.json", json.dumps(state | {"shown": self.shown}))
 
     def close(self) -> None:
         self.bar.close()

@@ -24,6 +24,8 @@ IDENTITY = ("task", "backbone", "scale", "recipe", "seed")
 KEYS = {"address", "identity", "config", "data_fingerprint", "metrics", "cost", "curve", "seconds", "provenance"}
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy", "scipy", "scikit-learn")
 
+SOURCES = ("src", "conf", "experiments", "requirements.lock")  # what of the project decides a result
+
 Record = dict[str, Any]
 
 
@@ -128,18 +130,19 @@ def table(records: list[Record]) -> Any:
     return pd.DataFrame(rows)
 
 
-def provenance(device: str) -> dict[str, Any]:
+def provenance(config: Config, device: str) -> dict[str, Any]:
     """Code, software and machine of this process. `device` as a person would name it."""
     import torch
 
     return {
         "commit": git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "src", "conf", "requirements.lock")),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)),
         "code": code_fingerprint(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "device": device,
+        "hardware": {key: config["hardware"][key] for key in ("devices", "nodes", "max_batch_per_device")},
         "threads": torch.get_num_threads(),
         "command": "python -m hypotheses.run " + " ".join(sys.argv[1:]),
     }

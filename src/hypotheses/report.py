@@ -55,13 +55,20 @@ def write(hypothesis: Experiment, results: Path, scale: str | None = None) -> st
 def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
     """Read the records of one scale, those of the registered arms and of the extra ones."""
     arms = hypothesis.scales[scale]
-    runs = {}
+    runs, unregistered = {}, []
     for arm in arms.all():
         for file in sorted((results / "records" / scale / hypothesis.task / arm).glob("seed_*.json")):
             found = record.read(file)
-            if found["config"]["scale"]["verdict"]:
-                runs[arm, found["config"]["seed"]] = found
-    return Section(scale, arms, runs, verdict.judge(hypothesis, scale, runs))
+            if not found["config"]["scale"]["verdict"]:
+                continue
+            seed = found["config"]["seed"]
+            runs[arm, seed] = found
+            asked = hypothesis.config(scale, arm, seed, [])
+            for key, was, now in record.differences(found["config"], {k: asked[k] for k in record.IDENTITY}):
+                unregistered.append(f"{found['address']}: {key} was {was}, registered is {now}")
+    judged = verdict.judge(hypothesis, scale, runs, unregistered)
+    runs = {key: found for key, found in runs.items() if key[1] in judged.seeds}
+    return Section(scale, arms, runs, judged)
 
 
 # ---- numbers as text, formatted once ---------------------------------------------------------------------------------
@@ -223,7 +230,8 @@ def rule(hypothesis: Experiment) -> str:
         f"Rule: d = {hypothesis.metric} of the control minus that of the arm, paired by seed (same data draw, order, "
         f"augmentation and initial values of shared layers); t interval with one-sided alpha {hypothesis.alpha:g} at each "
         f"planned look ({', '.join(map(str, hypothesis.looks))} seeds). Supported if for every treatment the interval lies "
-        "above -margin, refuted if below it, else inconclusive. "
+        "above -margin, refuted if it lies below for any (Holm over treatments), else inconclusive. The interval is about "
+        "repeating the runs with other draws from the same pool of images, not about images from elsewhere. "
         f"Registered in experiments/hypothesis_{hypothesis.hypothesis}.yaml, sha256 {hypothesis.sha256[:16]}."
     )
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,12 +36,14 @@ def run(config: Config) -> record.Record | None:
             print(f"{address}: already recorded, nothing to do ({record.path(config)})")
         return done
     check_devices(config)
-    if launches_others(config):
-        launch(config)
 
     import torch
 
     from hypotheses import cost, tasks
+
+    network = cost.of_run(config)  # a network that cannot be built is known before processes are started for it
+    if launches_others(config):
+        launch(config)
 
     if threads := config["hardware"]["threads"]:
         torch.set_num_threads(threads)
@@ -60,10 +63,10 @@ def run(config: Config) -> record.Record | None:
             "config": {key: config[key] for key in record.IDENTITY},
             "data_fingerprint": images.fingerprint,
             "metrics": metrics,
-            "cost": cost.of_run(config),
+            "cost": network,
             "curve": task.curve(job),
             "seconds": round(time.monotonic() - started, 1),
-            "provenance": record.provenance(device_name(config)),
+            "provenance": record.provenance(config, device_name(config)),
         }
         record.write(record.path(config), result)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -72,10 +75,16 @@ def run(config: Config) -> record.Record | None:
 
 
 def check_space(config: Config) -> None:
+    """Raise before the work where the folders cannot be written to or have no room."""
     for name in ("data", "outputs", "results"):
         folder = Path(config["paths"][name])
-        existing = next(p for p in (folder, *folder.parents) if p.exists())
-        free = shutil.disk_usage(existing).free
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot write to {folder} ({error.strerror}): set paths.{name}=FOLDER") from error
+        free = shutil.disk_usage(folder).free
         if free < NEEDED_BYTES:
             raise UserError(
                 f"no disk space: {free >> 20} MB free at {folder}, {NEEDED_BYTES >> 20} MB needed; "
@@ -112,6 +121,8 @@ def launch(config: Config) -> None:
         import torch
 
         devices = torch.cuda.device_count()
+    if config["recipe"]["batch_size"] % devices:
+        raise UserError(f"recipe.batch_size={config['recipe']['batch_size']}: choose a multiple of {devices} devices")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
     os.execv(sys.executable, [sys.executable, *command, "-m", "hypotheses.run", *sys.argv[1:]])
 

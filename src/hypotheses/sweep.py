@@ -28,7 +28,7 @@ from hypotheses.run import check_space
 
 POLL = 0.3  # seconds between looks at the children
 QUIET = 60.0  # seconds between status lines where there is no terminal to redraw
-GRACE = 10.0  # seconds that an interrupted child gets before it is killed
+GRACE = 30.0  # seconds that an interrupted child gets before it is killed
 
 
 @dataclasses.dataclass
@@ -38,8 +38,17 @@ class Child:
     config: Config
     process: subprocess.Popen[bytes]
     log: Path
-    slot: int
+    slot: "Slot"
     started: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A place for one run at a time: what its child process gets besides the run itself."""
+
+    number: int
+    environment: dict[str, str]
+    overrides: list[str]
 
 
 def sweep(
@@ -51,19 +60,28 @@ def sweep(
     images = {data.depends_on(config): config for config in configs}
     fingerprints = {key: data.prepare(config).fingerprint for key, config in images.items()}
     missing = [config for config in configs if not record.find(config, fingerprints[data.depends_on(config)])]
-    slots = number_of_slots(configs[0], jobs)
+    slots = make_slots(configs[0], jobs, overrides)
+    other_code = [r for c in configs if c not in missing and (r := record.read(record.path(c))) and is_stale(r)]
     print(
         f"hypothesis {hypothesis.hypothesis} at {scale} scale: {len(configs)} runs ({len(arms)} arms x {seeds} seeds), "
-        f"{len(configs) - len(missing)} recorded, {len(missing)} to run, {slots} at a time",
+        f"{len(configs) - len(missing)} recorded, {len(missing)} to run, {len(slots)} at a time",
         flush=True,
     )
+    if other_code:
+        print(
+            f"note: {len(other_code)} recorded runs were made by other code; `make clean` removes all, to run them again"
+        )
     failed = run_all(hypothesis, missing, slots, overrides) if missing else []
     return 1 if failed else 0
 
 
-def run_all(hypothesis: Experiment, waiting: list[Config], slots: int, overrides: list[str]) -> list[str]:
-    """Run every config, `slots` at a time; return the addresses of those that failed."""
-    waiting, running, failed = list(waiting), [], []
+def is_stale(found: record.Record) -> bool:
+    return found["provenance"]["code"] != record.code_fingerprint()
+
+
+def run_all(hypothesis: Experiment, waiting: list[Config], slots: list[Slot], overrides: list[str]) -> list[str]:
+    """Run every config, one per slot at a time; return the addresses of those that failed."""
+    configs, waiting, running, failed = waiting, list(waiting), [], []
     total, times, status = len(waiting), {}, Status()
 
     def end(*_: object) -> None:
@@ -73,9 +91,9 @@ def run_all(hypothesis: Experiment, waiting: list[Config], slots: int, overrides
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         while waiting or running:
-            free = set(range(slots)) - {child.slot for child in running}
+            free = [slot for slot in slots if slot not in [child.slot for child in running]]
             while waiting and free:
-                running.append(start(hypothesis, waiting.pop(0), free.pop(), slots, overrides))
+                running.append(start(hypothesis, waiting.pop(0), free.pop(0), overrides))
             time.sleep(POLL)
             for child in [c for c in running if c.process.poll() is not None]:
                 running.remove(child)
@@ -92,7 +110,7 @@ def run_all(hypothesis: Experiment, waiting: list[Config], slots: int, overrides
     except KeyboardInterrupt:
         status.clear()
         stop(running)
-        done = total - len(waiting) - len(running) - len(failed)
+        done = sum(record.path(config).exists() for config in configs)
         print(f"interrupted: {done} of {total} runs done; the same command goes on with the rest", file=sys.stderr)
         sys.exit(130)
     finally:
@@ -102,28 +120,21 @@ def run_all(hypothesis: Experiment, waiting: list[Config], slots: int, overrides
     return failed
 
 
-def start(hypothesis: Experiment, config: Config, slot: int, slots: int, overrides: list[str]) -> Child:
+def start(hypothesis: Experiment, config: Config, slot: Slot, overrides: list[str]) -> Child:
     """Start the child process of a run, its output in log.txt of the run's folder."""
     folder = Path(config["paths"]["outputs"], record.address(config))
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("heartbeat.json", "metrics.jsonl"):
         (folder / old).unlink(missing_ok=True)
-    environment = dict(os.environ)
-    arguments = hypothesis.overrides(config["scale"]["name"], config["backbone"]["name"], config["seed"]) + overrides
-    if slots > 1:
-        if num_gpus():
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot)
-        else:
-            arguments.append("hardware.threads=1")
-            environment["OMP_NUM_THREADS"] = "1"
+    arguments = hypothesis.overrides(config["scale"]["name"], config["backbone"]["name"], config["seed"])
     log = folder / "log.txt"
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hypotheses.run", *arguments],
+            [sys.executable, "-m", "hypotheses.run", *arguments, *slot.overrides, *overrides],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **slot.environment},
             start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops its children
         )
     return Child(config, process, log, slot, time.monotonic())
@@ -151,24 +162,29 @@ def why(child: Child) -> str:
     return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
 
 
-def number_of_slots(config: Config, jobs: int | None) -> int:
-    """How many runs go on side by side: one per core, or one per GPU; one where a run takes several devices."""
+def make_slots(config: Config, jobs: int | None, overrides: list[str]) -> list[Slot]:
+    """Places for runs side by side: one per GPU, or one per core with a thread each; a single one where a run takes
+    several devices. `overrides` of the user come after a slot's own."""
     hardware = config["hardware"]
     if hardware["devices"] != 1 or hardware["nodes"] != 1:
-        return 1
-    gpus = num_gpus() if hardware["accelerator"] != "cpu" else 0
-    return jobs or gpus or len(os.sched_getaffinity(0))
+        return [Slot(0, {}, [])]
+    if gpus := visible_gpus() if hardware["accelerator"] != "cpu" else []:
+        return [Slot(i, {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}, []) for i in range(jobs or len(gpus))]
+    cores = len(os.sched_getaffinity(0))
+    number = jobs or cores
+    threads = hardware["threads"] or max(1, cores // number)
+    return [Slot(i, {"OMP_NUM_THREADS": str(threads)}, [f"hardware.threads={threads}"]) for i in range(number)]
 
 
-def num_gpus() -> int:
-    """GPUs that this process may use, asked of the driver's own tool: importing torch takes seconds."""
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, asked of the driver's own tool: importing torch takes seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([gpu for gpu in visible.split(",") if gpu.strip()])
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
     if not shutil.which("nvidia-smi"):
-        return 0
+        return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    return [str(i) for i in range(listed.stdout.count("GPU "))] if listed.returncode == 0 else []
 
 
 class Status:

@@ -110,11 +110,14 @@ def non_inferiority(contrasts: Sequence[Difference], margin: float, alpha: float
         best = contrasts[int(np.argmin(p))]
         return (
             REFUTED,
-            f"the upper bound {best.high:+.2f} is below the margin of -{margin:g}: {best.treatment} gains more",
+            f"d is below the margin of -{margin:g} for {best.treatment}, which gains more (Holm over treatments)",
         )
     need = seeds_needed(worst, margin)
     advice = f"about {need} seeds would decide with power {POWER:g}" if need else "more seeds would not decide it soon"
-    return INCONCLUSIVE, f"the interval {worst.low:+.2f} to {worst.high:+.2f} holds the margin of -{margin:g}; {advice}"
+    return (
+        INCONCLUSIVE,
+        f"the interval {worst.low:+.2f} to {worst.high:+.2f} is on neither side of -{margin:g}; {advice}",
+    )
 
 
 def seeds_needed(contrast: Difference, margin: float) -> int | None:
@@ -130,14 +133,19 @@ def seeds_needed(contrast: Difference, margin: float) -> int | None:
     return None
 
 
-def judge(experiment: Experiment, scale: str, runs: Runs) -> Verdict:
-    """The verdict from the records of one scale, at the largest planned look that is complete, else at the first."""
+def judge(experiment: Experiment, scale: str, runs: Runs, unregistered: Sequence[str] = ()) -> Verdict:
+    """The verdict from the records of one scale, at the smallest planned look that covers every seed that was begun: a
+    run that failed on the way to a later look keeps that look open, it does not fall back to the one before.
+
+    unregistered  what is recorded differently from how the experiment would run it, as texts
+    """
     arms, metric, alpha = experiment.scales[scale], experiment.metric, experiment.alpha
 
     def missing(look: int) -> list[tuple[str, int]]:
         return [(arm, seed) for seed in range(look) for arm in arms.registered() if (arm, seed) not in runs]
 
-    look = max((n for n in experiment.looks if not missing(n)), default=experiment.looks[0])
+    begun = 1 + max((seed for arm, seed in runs if arm in arms.registered()), default=0)
+    look = min((n for n in experiment.looks if n >= begun), default=experiment.looks[-1])
     seeds = tuple(range(look))
     contrasts = [compare(runs, metric, arm, arms.control, seeds, alpha) for arm in arms.treatments]
     assay = compare(runs, metric, arms.negative_control, arms.control, seeds, alpha)
@@ -149,6 +157,7 @@ def judge(experiment: Experiment, scale: str, runs: Runs) -> Verdict:
         assert assay and len(known) == len(contrasts)
         outcome, reason = non_inferiority(known, arms.margin, alpha)
         gates += [
+            registered(unregistered),
             same_recipe(runs, arms, seeds, experiment.pair_may_differ),
             same_provenance(runs, arms, seeds),
             assay_sensitivity(assay, arms.margin, experiment.gates.assay_share),
@@ -173,6 +182,12 @@ def complete(look: int, missing: Sequence[tuple[str, int]], arms: Arms) -> Gate:
     return Gate("complete", not missing, f"{total - len(missing)} of the {total} registered runs are recorded")
 
 
+def registered(unregistered: Sequence[str]) -> Gate:
+    """The runs are those that the experiment's file asks for, not others at the same address."""
+    detail = "; ".join(unregistered) or "every run has the configuration that the experiment composes to"
+    return Gate("registered configuration", not unregistered, detail)
+
+
 def pairs(runs: Runs, arms: Arms, seeds: Sequence[int]) -> list[tuple[Record, Record]]:
     """(control, other arm) of each seed."""
     return [(runs[arms.control, s], runs[arm, s]) for s in seeds for arm in arms.registered() if arm != arms.control]
@@ -194,21 +209,27 @@ def same_recipe(runs: Runs, arms: Arms, seeds: Sequence[int], may_differ: Sequen
 
 
 def same_provenance(runs: Runs, arms: Arms, seeds: Sequence[int]) -> Gate:
-    """The two runs of a pair had the same data, code, software and kind of device."""
+    """All runs had the same code, software and kind of device, and the runs of a seed the same data. The number of
+    threads may differ: it moves no more than rounding."""
+    first = runs[arms.control, seeds[0]]
 
     def view(record: Record) -> dict[str, Any]:
-        keys = ("code", "python", "packages", "device", "threads")
-        return {"data": record["data_fingerprint"]} | {key: record["provenance"][key] for key in keys}
+        return {key: record["provenance"][key] for key in ("code", "python", "packages", "device", "hardware")}
 
     odd = {
-        key.split(".")[0]: other["address"]
-        for control, other in pairs(runs, arms, seeds)
-        for key, _, _ in differences(view(control), view(other))
+        key.split(".")[0]: runs[arm, seed]["address"]
+        for seed in seeds
+        for arm in arms.registered()
+        for key, _, _ in differences(view(first), view(runs[arm, seed]))
     }
+    for control, other in pairs(runs, arms, seeds):
+        if control["data_fingerprint"] != other["data_fingerprint"]:
+            odd["data"] = other["address"]
+    name = "same data, code and software"
     if odd:
         listed = "; ".join(f"{key} of {address}" for key, address in odd.items())
-        return Gate("same data, code and software", False, f"differs from the control's: {listed}")
-    return Gate("same data, code and software", True, "equal within every pair: data, code, packages, device, threads")
+        return Gate(name, False, f"differs: {listed}; delete the records that are to be made again")
+    return Gate(name, True, "code, packages and device are equal in all runs, the data within every seed")
 
 
 def assay_sensitivity(assay: Difference, margin: float, share: float) -> Gate:
@@ -242,9 +263,10 @@ def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], margins: 
     for arm in (arms.control, *arms.treatments):
         gain = []
         for seed in seeds:
-            curve = runs[arm, seed]["curve"]
-            start = curve[min(math.ceil(0.75 * len(curve)), len(curve) - 1) - 1]  # the last epoch before the quarter
-            gain.append(runs[arm, seed]["metrics"][metric] - start.get(metric, -math.inf))
+            curve = [row[metric] for row in runs[arm, seed]["curve"] if metric in row]
+            # the validation at three quarters, or the next one after it; with fewer than four there is none to tell by
+            before = curve[math.ceil(0.75 * len(curve)) - 1] if len(curve) >= 4 else -math.inf
+            gain.append(runs[arm, seed]["metrics"][metric] - before)
         gains[arm] = float(np.mean(gain))
     worst = max(gains, key=lambda arm: gains[arm])
     detail = f"the last quarter gained {worst} {gains[worst]:.1f} points (mean, n = {len(seeds)}), at most {margins * arms.margin:g} allowed"
@@ -265,5 +287,9 @@ def matched_size(runs: Runs, arms: Arms, outcome: str, experiment: Experiment) -
         larger_wins = outcome == REFUTED and max(percent.values()) > 0
         passed &= within or not larger_wins
         details.append(f"{arm} has {percent['params']:+.1f} % parameters, {percent['macs']:+.1f} % MACs")
-    tail = "the larger arm wins" if not passed else "within the limits, or the larger arm does not win"
+    tail = (
+        "within the limits, or the larger arm does not win"
+        if passed
+        else "the larger arm wins, which its size alone may explain; a sham arm of equal size is not registered yet"
+    )
     return Gate("matched size", passed, f"{'; '.join(details)}: {tail}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # range of the initial step sizes (Mamba, section 3.6)
-CHUNK_BYTES = 2**21  # states that the fast scan keeps at a time: about a core's second-level cache
+CHUNK_BYTES = 2**20  # states that the fast scan keeps at a time: they stay in a core's second-level cache
 
 
 def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -61,7 +61,8 @@ class ChunkedScan(torch.autograd.Function):
         length, batch, groups, channels = x.shape
         num_states = At.shape[1]
         state = (batch, groups, num_states, channels)
-        chunk = max(4, min(length, CHUNK_BYTES // (math.prod(state) * x.element_size())))
+        # at least the square root of L, which keeps the boundaries and one chunk's states both small
+        chunk = max(math.isqrt(length), min(length, CHUNK_BYTES // (math.prod(state) * x.element_size())))
         starts = range(0, length, chunk)
         y = torch.empty_like(x)
         boundaries = x.new_zeros(len(starts) + 1, *state)  # the state before each chunk
@@ -71,7 +72,8 @@ class ChunkedScan(torch.autograd.Function):
             decay_k, h_k = decay[: e - s], h[: e - s]
             ChunkedScan.states(decay_k, h_k, boundaries[k], x[s:e], dt[s:e], At, B[s:e])
             boundaries[k + 1] = h_k[-1]
-            y[s:e] = (C[s:e].unsqueeze(-2) @ h_k).squeeze(-2)
+            # products and sums, and not matrix products: so small ones are slower than two passes over memory
+            torch.sum(torch.mul(h_k, C[s:e].unsqueeze(-1), out=decay_k), -2, out=y[s:e])
         ctx.save_for_backward(x, dt, At, B, C, D, boundaries)
         ctx.chunk = chunk
         return y.addcmul_(x, D).transpose(0, 1)
@@ -85,27 +87,27 @@ class ChunkedScan(torch.autograd.Function):
         dx, ddt, dB, dC = (torch.empty_like(v) for v in (x, dt, B, C))
         dAt = torch.zeros_like(At)
         decay, dh = x.new_empty(chunk, *state), x.new_empty(chunk, *state)
-        h = x.new_empty(chunk + 1, *state)
+        h, work = x.new_empty(chunk + 1, *state), x.new_empty(chunk, *state)
         carry = x.new_zeros(state)  # gradient that reaches the last state of a chunk from the chunk behind it
         for k in reversed(range(boundaries.shape[0] - 1)):
             s, e = k * chunk, min(length, (k + 1) * chunk)
             x_k, dt_k, g_k, decay_k, dh_k = x[s:e], dt[s:e], g[s:e], decay[: e - s], dh[: e - s]
-            h_k = h[: e - s + 1]
+            h_k, work_k = h[: e - s + 1], work[: e - s]
             h_k[0] = boundaries[k]
             ChunkedScan.states(decay_k, h_k[1:], h_k[0], x_k, dt_k, At, B[s:e])
-            dC[s:e] = (h_k[1:] @ g_k.unsqueeze(-1)).squeeze(-1)
+            torch.sum(torch.mul(h_k[1:], g_k.unsqueeze(-2), out=work_k), -1, out=dC[s:e])
             # dh_t = g_t C_t + decay_(t+1) dh_(t+1)
             torch.mul(g_k.unsqueeze(-2), C[s:e].unsqueeze(-1), out=dh_k)
             behind = dh_k[-1].add_(carry)
             for t in reversed(range(e - s - 1)):
                 behind = dh_k[t].addcmul_(decay_k[t + 1], behind)
             carry = decay_k[0] * dh_k[0]
-            dB[s:e] = (dh_k @ (dt_k * x_k).unsqueeze(-1)).squeeze(-1)
-            du = (B[s:e].unsqueeze(-2) @ dh_k).squeeze(-2)  # gradient of dt_t x_t, (T, B, K, E)
+            torch.sum(torch.mul(dh_k, (dt_k * x_k).unsqueeze(-2), out=work_k), -1, out=dB[s:e])
+            du = torch.mul(dh_k, B[s:e].unsqueeze(-1), out=work_k).sum(-2)  # gradient of dt_t x_t, (T, B, K, E)
             ddecay = decay_k.mul_(dh_k).mul_(h_k[:-1])  # gradient of dt_t A, (T, B, K, N, E)
-            dAt += (ddecay * dt_k.unsqueeze(-2)).sum((0, 1))
+            dAt += torch.mul(ddecay, dt_k.unsqueeze(-2), out=work_k).sum((0, 1))
             dx[s:e] = du * dt_k + g_k * D
-            ddt[s:e] = du * x_k + (ddecay * At).sum(-2)
+            ddt[s:e] = du * x_k + torch.mul(ddecay, At, out=work_k).sum(-2)
         dD = (g * x).sum((0, 1))
         return *(v.transpose(0, 1) for v in (dx, ddt)), dAt.transpose(1, 2), *(v.transpose(0, 1) for v in (dB, dC)), dD
 

@@ -42,8 +42,9 @@ def prepare(config: Config) -> Images:
     if source == "digits":
         from hypotheses.data import digits
 
-        root = Path(config["paths"]["data"], "demo", "digits", f"seed_{config['seed']}")
         placements = (data["train_placements"], data["val_placements"])
+        version = digits.version(*placements)  # other settings or another generator: another folder
+        root = Path(config["paths"]["data"], "demo", f"digits_{version}", f"seed_{config['seed']}")
         fingerprint = digits.prepare(root, config["seed"], *placements)
         return Images(root, tuple(str(label) for label in range(10)), fingerprint)
     if source == "imagenet":

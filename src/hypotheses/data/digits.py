@@ -60,13 +60,19 @@ def images(seed: int, train_placements: int, val_placements: int) -> Iterator[tu
                     yield Path(split, str(label), f"{index:04d}_{placement}.png"), place(grey[index], rng)
 
 
+def version(train_placements: int, val_placements: int) -> str:
+    """A short name for what is drawn, apart from the seed: the placements and this file's code."""
+    text = f"{train_placements} {val_placements} ".encode() + Path(__file__).read_bytes()
+    return hashlib.sha256(text).hexdigest()[:8]
+
+
 def prepare(root: Path, seed: int, train_placements: int, val_placements: int) -> str:
     """Write the set of a seed under root/train and root/val unless it is already there, whole; return its fingerprint.
 
     The fingerprint is a hash of names and pixels. A folder that was left half-written or was changed since is noticed by
     the hash of its files in manifest.json, and made again. Safe against other processes that ask at the same time.
     """
-    settings = {"seed": seed, "train_placements": train_placements, "val_placements": val_placements}
+    settings = {"seed": seed, "version": version(train_placements, val_placements)}
     manifest = root / "manifest.json"
     root.parent.mkdir(parents=True, exist_ok=True)
     with open(root.parent / f".{root.name}.lock", "w") as lock:

@@ -1,7 +1,7 @@
 """Image classification by Lightning: ImageNet in its folder layout, and the demo's digits in the same one.
 
-Order, augmentation and mixing are functions of (seed, epoch, image or step) alone, never of the workers or of what else
-the process has drawn: the arms of a seed see the same images, and so does a run with another number of workers.
+Order and augmentation are functions of (seed, epoch, image) alone, mixing of (seed, epoch, pass, process): never of the
+workers or of what else the process has drawn. So the arms of a seed see the same images.
 
 B batch; H, W pixels. Images travel as uint8 where they are kept in memory, and are normalised on the device.
 """
@@ -23,9 +23,10 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hypotheses import backbones
@@ -108,7 +109,7 @@ def train(job: Job) -> None:
 def evaluate(job: Job) -> dict[str, float]:
     """top1_percent, top5_percent and loss (nats) over the whole validation split, and its number of images."""
     job.trainer.validate(job.module, job.val_loader, verbose=False)
-    return job.module.validation_metrics() | {"val_images": len(job.val_loader.dataset)}  # type: ignore[arg-type]
+    return job.module.metrics | {"val_images": len(job.val_loader.dataset)}  # type: ignore[arg-type]
 
 
 def curve(job: Job) -> list[dict[str, float]]:
@@ -134,8 +135,8 @@ class Classification(L.LightningModule):
         self.mix = mixup(recipe) if recipe["mix"] else None
         self.top1 = MulticlassAccuracy(recipe["num_classes"], average="micro")
         self.top5 = MulticlassAccuracy(recipe["num_classes"], average="micro", top_k=min(5, recipe["num_classes"]))
-        self.val_loss = nn.Buffer(torch.zeros(2), persistent=False)  # sum over images, images
-        self.train_loss = nn.Buffer(torch.zeros(2), persistent=False)  # sum over batches, batches
+        self.val_loss, self.train_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))  # NaN must show
+        self.metrics: dict[str, float] = {}  # of the latest validation, over all processes
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) in 0..255 -> float, normalised; floats are normalised already."""
@@ -149,36 +150,31 @@ class Classification(L.LightningModule):
                 images, target = self.mix(images, target)
             smoothing = 0.0
         loss = F.cross_entropy(self.model(images), target, label_smoothing=smoothing)
-        self.train_loss[0] += loss.detach()
-        self.train_loss[1] += 1
+        self.train_loss.update(loss.detach())
         return loss
 
     def mean_train_loss(self) -> float:
         """Over the batches of all processes since it was last asked."""
-        total, batches = self.trainer.strategy.reduce(self.train_loss.clone(), reduce_op="sum").tolist()
-        self.train_loss.zero_()
-        return total / batches
+        mean = self.train_loss.compute().item()
+        self.train_loss.reset()
+        return mean
 
     def on_validation_epoch_start(self) -> None:
         self.top1.reset()
         self.top5.reset()
-        self.val_loss.zero_()
+        self.val_loss.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         logits = self.model(self.normalise(batch[0]))
         self.top1.update(logits, batch[1])
         self.top5.update(logits, batch[1])
-        self.val_loss += torch.stack(
-            (F.cross_entropy(logits, batch[1], reduction="sum"), logits.new_tensor(len(logits)))
-        )
+        self.val_loss.update(F.cross_entropy(logits, batch[1], reduction="none"))
 
-    def validation_metrics(self) -> dict[str, float]:
-        """Of the latest validation, over all processes."""
-        total, images = self.trainer.strategy.reduce(self.val_loss.clone(), reduce_op="sum").tolist()
-        return {
+    def on_validation_epoch_end(self) -> None:
+        self.metrics = {  # now, while the processes can still talk to each other
             "top1_percent": 100 * self.top1.compute().item(),
             "top5_percent": 100 * self.top5.compute().item(),
-            "val_loss": total / images,
+            "val_loss": self.val_loss.compute().item(),
         }
 
     def configure_optimizers(self) -> Any:
@@ -233,7 +229,7 @@ class Report(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         row = {"epoch": trainer.current_epoch + 1, "train_loss": module.mean_train_loss()}
         if row["epoch"] % trainer.check_val_every_n_epoch == 0:
-            row |= module.validation_metrics()
+            row |= module.metrics
         self.curve.append(row)
         if self.progress:
             self.progress.row(**row, lr=trainer.optimizers[0].param_groups[0]["lr"])
@@ -414,6 +410,8 @@ class Share:
 
 def divide(batch: int, world: int, most: int) -> Share:
     """Split a global batch over processes and, where a share is more than `most` images, over passes."""
+    if batch < 1 or most < 1:
+        raise UserError(f"recipe.batch_size={batch}, hardware.max_batch_per_device={most}: give numbers from 1")
     if batch % world:
         raise UserError(
             f"recipe.batch_size={batch} cannot be shared by {world} processes: choose a multiple of {world}"

@@ -1,0 +1,62 @@
+"""The environment that `make` sets up, on a small lock file: interrupted, made, not made again."""
+
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from hypotheses.config import ROOT
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for name in ("Makefile", "pyproject.toml", "README.md", "src", "conf"):
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    (tmp_path / "requirements.lock").write_text(
+        "\n".join(x for x in lock if x.startswith(("pip==", "setuptools=="))) + "\n"
+    )
+    return tmp_path
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_an_interrupted_set_up_goes_on_and_a_finished_one_is_not_repeated(copy):
+    first = subprocess.Popen(["make", "setup"], cwd=copy, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (copy / ".venv/bin/python").exists():
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    subprocess.run(["pkill", f"-{signal.SIGKILL.value}", "-g", str(first.pid)], check=True)
+    first.wait()
+    assert not (copy / ".venv/ready").exists()
+    broken = copy / ".venv/lib/python3.11/site-packages/torch-0.0.dist-info"  # as pip leaves it when it is killed
+    broken.mkdir(parents=True)
+    (broken / "METADATA").write_text("Name: torch\nVersion: 0.0\n")
+    second = make(copy, "setup")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "setting up the environment" in second.stdout and "environment ready" in second.stdout
+    assert (copy / ".venv/ready").exists() and not broken.exists()
+    third = make(copy, "setup")
+    assert third.returncode == 0 and "setting up" not in third.stdout
+
+
+def test_what_is_missing_is_said_before_anything_is_installed(copy):
+    done = make(copy, "sweep")
+    assert done.returncode == 2 and "error: say which hypothesis: make sweep HYP=1" in done.stderr
+    done = make(copy, "setup", "PYTHON=/bin/false")
+    assert done.returncode == 2 and "error: Python 3.11 is needed" in done.stderr
+    assert not (copy / ".venv").exists()
+
+
+def test_help_lists_every_target(copy):
+    shown = make(copy, "help").stdout
+    for target in ("setup", "sweep", "report", "test", "test-slow", "bench", "clean", "help"):
+        assert f"make {target} " in shown
+    assert not (copy / ".venv").exists()

@@ -139,6 +139,12 @@ def test_a_mistake_is_one_line_that_names_the_fix(arguments, message, paths, one
     assert message in one_line_error("hypotheses.run", *paths, *arguments)
 
 
+def test_a_run_that_diverges_says_so_and_leaves_no_record(paths, tmp_path, command):
+    done = command("hypotheses.run", *SMOKE, *paths, "recipe.optimizer.lr=1e30")
+    assert done.returncode == 1 and not list((tmp_path / "results").rglob("*.json"))
+    assert done.stderr.splitlines()[-1].startswith("error: training diverged: the loss is nan")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("hardware", ["gpu", "ddp"])
 def test_no_gpu_is_said(hardware, paths, one_line_error):

@@ -74,6 +74,7 @@ class ImageNetRecipe:
 
 SOURCES = ("digits", "imagenet", "random")  # of images
 RECIPES = {"imagenet": ImageNetRecipe}
+PATHS = {"data", "imagenet", "outputs", "results"}
 KEYS = {"task", "backbone", "scale", "recipe", "hardware", "seed", "tag", "paths"}
 
 
@@ -149,11 +150,10 @@ def explain(error: Exception) -> Exception:
         return UserError(f"no {group} '{option}'{nearest(option, options)}")
     if no_key := re.search(r"Could not override '([\w.]+)'", text):
         *group, key = no_key[1].split(".")
-        folder = CONF.joinpath(*group[:1])
-        files = list(folder.glob("*.yaml")) or [CONF / "config.yaml"]
-        known = {line.split(":")[0].strip() for f in files for line in f.read_text().splitlines()}
-        known |= {p.name for p in CONF.iterdir() if p.is_dir()} if not group else set()
-        return UserError(f"no key '{no_key[1]}'{nearest(key, {k for k in known if k.isidentifier()} - {'defaults'})}")
+        files = [f for f in CONF.joinpath(*group[:1]).glob("*.yaml") if group]
+        known = {key for f in files for key in re.findall(r"(\w+):", re.sub(r"#.*", "", f.read_text()))}
+        known = known - {"defaults"} or (PATHS if group[:1] == ["paths"] else KEYS)
+        return UserError(f"no key '{no_key[1]}'{nearest(key, known)}")
     if isinstance(error, OverrideParseException):
         return UserError(
             f"cannot read '{error.override}': {text.splitlines()[0]}; put quotes around special characters"

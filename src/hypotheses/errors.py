@@ -23,7 +23,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """Turn a UserError, or a full or read-only disk, into one line on stderr and exit code 2."""
+    """Turn a UserError, or a full or read-only disk, into one line on stderr and exit code 2; divergence into code 1."""
     try:
         yield
     except UserError as error:
@@ -31,6 +31,9 @@ def one_line() -> Iterator[None]:
         text = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:
+        print(f"error: training diverged: {error}; nothing was recorded", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise

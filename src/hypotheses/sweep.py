@@ -69,7 +69,8 @@ def sweep(
     )
     if other_code:
         print(
-            f"note: {len(other_code)} recorded runs were made by other code; `make clean` removes all, to run them again"
+            f"note: {len(other_code)} recorded runs were made by other code, {other_code[0]['address']} first; "
+            f"they are reused; to run them again, delete their records in {configs[0]['paths']['results']}/records"
         )
     failed = run_all(hypothesis, missing, slots, overrides) if missing else []
     return 1 if failed else 0

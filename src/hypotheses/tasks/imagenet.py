@@ -57,6 +57,10 @@ def build(run: Run) -> Job:
     config, recipe = run.config, run.config["recipe"]
     quieten()
     share = divide(recipe["batch_size"], world_size(), config["hardware"]["max_batch_per_device"])
+    if recipe["mix"] and share.images % 2:
+        raise UserError(
+            f"recipe.mix needs an even number of images at a time, not {share.images}: change the batch size"
+        )
     train_loader, val_loader = loaders(run, share.images)
     steps_per_epoch = len(train_loader) // share.passes
     if steps_per_epoch == 0:

@@ -130,6 +130,7 @@ def test_a_missing_run_decides_nothing_and_is_named(judge):
         (("provenance", "device"), "another", "same data, code and software"),
         (("provenance", "hardware"), {"devices": 2}, "same data, code and software"),
         (("curve",), [{"epoch": 1, "top1_percent": 90.0}], "trained"),
+        (("curve",), [{"epoch": 1, "train_loss": 1.0}], "trained"),
         (("curve",), [{"epoch": e, "top1_percent": 10.0 * e} for e in range(8)], "trained"),
     ],
 )
@@ -181,7 +182,7 @@ def test_every_treatment_must_hold(hypothesis, make_records):
 def test_the_rule_rarely_supports_a_false_claim(hypothesis):
     """At the boundary, where the SSM gains just the margin, the planned looks together say supported in 5 % at most."""
     rng = np.random.default_rng(0)
-    margin, wrong, simulations = 2.0, 0, 1000
+    margin, wrong, simulations = 2.0, 0, 400
     for _ in range(simulations):
         control = rng.normal(90.0, 1.0, 20)
         treated = control + rng.normal(margin, 1.0, 20)
@@ -193,7 +194,7 @@ def test_the_rule_rarely_supports_a_false_claim(hypothesis):
                 wrong += 1
                 break
     assert wrong / simulations <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / simulations)
-    assert wrong / simulations >= 0.02  # and the test has power to see an alpha that is spent
+    assert wrong / simulations >= 0.015  # and the test has power to see an alpha that is spent
 
 
 def test_a_run_with_another_recipe_at_the_registered_address_is_seen(hypothesis, make_records):

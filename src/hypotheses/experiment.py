@@ -21,6 +21,7 @@ class Gates:
     assay_share: float
     ceiling_margins: float
     floor_chances: float
+    trained_tail: float
     trained_margins: float
     params_percent: float
     macs_percent: float

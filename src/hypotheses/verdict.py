@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hypotheses.experiment import Arms, Experiment
+from hypotheses.experiment import Arms, Experiment, Gates
 from hypotheses.record import Record, differences
 
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
@@ -162,7 +162,7 @@ def judge(experiment: Experiment, scale: str, runs: Runs, unregistered: Sequence
             same_provenance(runs, arms, seeds),
             assay_sensitivity(assay, arms.margin, experiment.gates.assay_share),
             ceiling_and_floor(runs, metric, arms, seeds, experiment),
-            trained(runs, metric, arms, seeds, experiment.gates.trained_margins),
+            trained(runs, metric, arms, seeds, experiment.gates),
             matched_size(runs, arms, outcome, experiment),
         ]
         if failed := [gate.name for gate in gates if not gate.passed]:
@@ -257,20 +257,27 @@ def ceiling_and_floor(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int],
     return Gate("ceiling and floor", top <= most and low >= least, detail)
 
 
-def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], margins: float) -> Gate:
-    """Training had levelled off: the last quarter of the schedule gained an arm no more than the margin."""
+def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], gates: Gates) -> Gate:
+    """Training had levelled off: the tail of the schedule gained no arm more than the margin. It cannot tell whether a
+    longer schedule would gain more."""
     gains = {}
     for arm in (arms.control, *arms.treatments):
         gain = []
         for seed in seeds:
             curve = [row[metric] for row in runs[arm, seed]["curve"] if metric in row]
-            # the validation at three quarters, or the next one after it; with fewer than four there is none to tell by
-            before = curve[math.ceil(0.75 * len(curve)) - 1] if len(curve) >= 4 else -math.inf
-            gain.append(runs[arm, seed]["metrics"][metric] - before)
+            if len(curve) < 4:  # too few validations to tell by
+                gain.append(math.inf)
+                continue
+            last_before = min(math.floor((1 - gates.trained_tail) * len(curve)), len(curve) - 1)
+            gain.append(runs[arm, seed]["metrics"][metric] - curve[last_before - 1])
         gains[arm] = float(np.mean(gain))
     worst = max(gains, key=lambda arm: gains[arm])
-    detail = f"the last quarter gained {worst} {gains[worst]:.1f} points (mean, n = {len(seeds)}), at most {margins * arms.margin:g} allowed"
-    return Gate("trained", gains[worst] <= margins * arms.margin, detail)
+    most = gates.trained_margins * arms.margin
+    detail = (
+        f"the last {100 * gates.trained_tail:g} % of the schedule (a whole epoch at least) gained {worst} "
+        f"{gains[worst]:.1f} points (mean, n = {len(seeds)}), at most {most:g} allowed"
+    )
+    return Gate("trained", gains[worst] <= most, detail)
 
 
 def matched_size(runs: Runs, arms: Arms, outcome: str, experiment: Experiment) -> Gate:

@@ -110,8 +110,10 @@ def arm_rows(hypothesis: Experiment, s: Section) -> list[list[str]]:
             continue
         values = [r["metrics"][hypothesis.metric] for r in records]
         mean = sum(values) / len(values)
-        spread = f", {min(values):.2f} to {max(values):.2f}" if len(values) > 1 else " (one run)"
+        spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else " (one run)"
         c = contrasts.get(arm)
+        against = "" if not c or c.control == s.arms.control else f", control {c.control}"
+        seeds = "" if not c or c.n == len(values) else f", n = {c.n}"
         seconds = sorted(r["seconds"] for r in records)
         rows.append(
             [
@@ -119,7 +121,7 @@ def arm_rows(hypothesis: Experiment, s: Section) -> list[list[str]]:
                 roles.get(arm, "extra"),
                 str(len(records)),
                 f"{mean:.2f}{spread}",
-                f"{interval(c)} (n = {c.n}, control {c.control})" if c else "",
+                f"{interval(c)}{seeds}{against}" if c else "",
                 f"{records[0]['cost']['params']:,}",
                 f"{records[0]['cost']['macs'] / 1e6:,.1f} M",
                 f"{seconds[len(seconds) // 2]:.0f}",
@@ -132,11 +134,11 @@ ARM_COLUMNS = [
     "arm",
     "role",
     "n",
-    "{metric}: mean, range",
-    "control - arm [interval]",
+    "{metric}, mean (range)",
+    "control - arm, points [interval]",
     "parameters",
     "MACs",
-    "median seconds a run",
+    "seconds a run, median",
 ]
 
 
@@ -183,7 +185,8 @@ def provenance(s: Section) -> list[str]:
 def terminal(hypothesis: Experiment, s: Section) -> str:
     """The table of arms, the gates and the verdict, for a terminal."""
     rows = [[r[0], r[2], r[3], r[4]] for r in arm_rows(hypothesis, s)]
-    table = [["arm", "n", f"{hypothesis.metric}: mean, range", "control - arm [interval]"], *rows]
+    columns = [c.format(metric=hypothesis.metric) for c in ARM_COLUMNS]
+    table = [[columns[0], columns[2], columns[3], columns[4]], *rows]
     widths = [max(len(r[i]) for r in table) for i in range(4)]
     lines = ["", *("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table), ""]
     lines += [f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.detail}" for g in s.verdict.gates]
@@ -327,7 +330,7 @@ def draw_differences(axes: Any, hypothesis: Experiment, s: Section) -> None:
         color=BAD,
         fontsize=8,
     )
-    axes.set_xlabel(f"{hypothesis.metric} without the SSM minus with it (points)\ndots: seeds; bar: interval")
+    axes.set_xlabel(f"d = {hypothesis.metric} of the control - of the arm (points)\ndots: seeds; bar: interval")
     if not contrasts:
         axes.text(0.5, 0.5, "no pair of runs yet", transform=axes.transAxes, ha="center", color=QUIET)
     axes.set_title(f"paired differences, {s.scale} scale", fontsize=9, loc="left", pad=14)

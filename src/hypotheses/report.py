@@ -287,7 +287,8 @@ def figure(hypothesis: Experiment, s: Section) -> str:
         "ytick.color": INK,
     }
     with matplotlib.rc_context(style):
-        drawn = Figure(figsize=(9.2, 3.4), layout="constrained")
+        rows = max(len({arm for arm, _ in s.runs}), 1.7 * (len(s.verdict.contrasts) + len(s.verdict.extra)))
+        drawn = Figure(figsize=(9.6, max(3.2, 1.4 + 0.45 * rows)), layout="constrained")
         left, right = drawn.subplots(1, 2, width_ratios=[1.25, 1])
         draw_differences(left, hypothesis, s)
         draw_arms(right, hypothesis, s)
@@ -297,30 +298,25 @@ def figure(hypothesis: Experiment, s: Section) -> str:
 
 
 def draw_differences(axes: Any, hypothesis: Experiment, s: Section) -> None:
+    from matplotlib.transforms import offset_copy
+
     margin = s.arms.margin
     contrasts = [*s.verdict.contrasts, *s.verdict.extra]
     axes.axvline(0, color=QUIET, lw=0.8)
     axes.axvline(-margin, color=BAD, lw=1.2, ls="--")
     axes.axvspan(-margin, 1e3, color=GOOD, alpha=0.06, lw=0)
+    above = offset_copy(axes.transData, axes.figure, y=9, units="points")
     for row, c in enumerate(contrasts):
-        judged = row < len(s.verdict.contrasts)
-        color = INK if judged else QUIET
-        axes.plot(c.d, [row + 0.16] * c.n, "o", color=color, ms=4, alpha=0.6, mew=0)
+        color = INK if row < len(s.verdict.contrasts) else QUIET  # extra arms, which are not judged, are paler
+        axes.plot(c.d, [row] * c.n, "o", color=color, ms=4, alpha=0.6, mew=0, transform=above)
         axes.plot([c.low, c.high], [row, row], color=color, lw=2.2, solid_capstyle="butt")
         axes.plot([c.mean], [row], "D", color=color, ms=6)
-        axes.annotate(
-            f"{interval(c)}, n = {c.n}",
-            (c.mean, row),
-            xytext=(0, -13),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
     ends = [x for c in contrasts for x in (c.low, c.high, *c.d)] + [-1.3 * margin, 0.8 * margin]
     pad = 0.06 * (max(ends) - min(ends))
     axes.set_xlim(min(ends) - pad, max(ends) + pad)
     axes.set_ylim(max(len(contrasts), 1) - 0.45, -0.6)
-    axes.set_yticks(range(len(contrasts)), [f"{c.control}\n- {c.treatment}" for c in contrasts])
+    labels = [f"{c.control}\n- {c.treatment}\n{interval(c)}, n = {c.n}" for c in contrasts]
+    axes.set_yticks(range(len(contrasts)), labels)
     axes.annotate(
         f"margin -{margin:g}",
         (-margin, 1),

@@ -13,6 +13,13 @@ ARMS ?=
 JOBS ?=
 ARGS ?=
 
+# a mistyped option would otherwise run another job than the one asked for
+OPTIONS := HYP SCALE SEEDS ARMS JOBS ARGS PYTHON
+UNKNOWN := $(filter-out $(OPTIONS),$(foreach word,$(MAKEOVERRIDES),$(firstword $(subst =, ,$(word)))))
+ifneq ($(UNKNOWN),)
+$(error unknown option $(UNKNOWN): the options are $(OPTIONS); Hydra's go into ARGS="$(firstword $(UNKNOWN))=...")
+endif
+
 help:  ## Show this list
 	@echo "The controlled test of MambaOut's two hypotheses. Targets:"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -61,7 +68,7 @@ need-hyp:
 	@$(PY) -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pip|setuptools)==' requirements.lock)
 	@echo "  2/3 the $$(grep -c == requirements.lock) packages of requirements.lock"
 	@$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements.lock \
-		| awk '/^(Collecting|Processing|Requirement)/ {if (++n % 20 == 0) print "      " n " found"} /^Installing/ {print "      installing"} {fflush()}' \
+		| awk '/^(Collecting|Processing|Requirement)/ {if (++n % 20 == 0) print "      " n " found"} /^Installing/ {print "      installing them, a minute or two without a word"} {fflush()}' \
 		|| { echo "error: pip could not install requirements.lock (see above): check the network and the disk, then type the same command again" >&2; exit 2; }
 	@echo "  3/3 the project itself"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -78,8 +78,15 @@ def test_smoke_records_never_reach_a_verdict(results, hypothesis):
     file = results / "records/demo/imagenet/mambaout_atto/seed_0.json"
     changed = json.loads(file.read_text())
     changed["config"]["scale"] = {"name": "smoke", "verdict": False}
-    file.write_text(json.dumps(changed))
+    record.write(file, changed)
     assert "14 of the 15" in report.write(hypothesis, results)
+
+
+def test_a_record_that_was_edited_by_hand_is_named(results, hypothesis):
+    file = results / "records/demo/imagenet/mambaout_atto/seed_0.json"
+    file.write_text(file.read_text().replace("90.1", "99.1"))
+    with pytest.raises(UserError, match=r"seed_0\.json is not a valid record \(changed since it was written\)"):
+        report.write(hypothesis, results)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"address": 1}', "null"])
@@ -99,7 +106,7 @@ def test_records_of_an_unregistered_recipe_do_not_decide(results, hypothesis):
     for file in (results / "records/demo/imagenet").glob("mambaout*/*.json"):
         changed = json.loads(file.read_text())
         changed["config"]["recipe"]["epochs"] = 2  # in both arms of every pair
-        file.write_text(json.dumps(changed))
+        record.write(file, changed)
     shown = report.write(hypothesis, results)
     assert "INCONCLUSIVE" in shown and "gate: registered configuration" in shown
     assert "recipe.epochs was 2, registered is 5" in shown

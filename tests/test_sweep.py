@@ -1,5 +1,6 @@
 """The sweep: child processes, reuse, failures that stop nothing, Ctrl-C and going on."""
 
+import fcntl
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ import pytest
 
 from hypotheses import data, record, sweep
 from hypotheses.config import ROOT
+from hypotheses.errors import UserError
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def test_it_runs_what_is_missing_goes_on_after_a_failure_and_reuses(small, tmp_p
     (tmp_path / "outputs/smoke/imagenet/mambaout_atto/seed_0/weights.pt/x").mkdir(parents=True)
     assert small() == 1
     shown = capsys.readouterr().out
-    assert "4 runs (2 arms x 2 seeds), 0 recorded, 4 to run, 2 at a time" in shown
+    assert "4 runs, 0 recorded, 4 to run, 2 at a time" in shown
     assert re.search(r"mambaout_atto/seed_0: FAILED, .*weights\.pt.*its log: .*log\.txt", shown)
     assert len(list((tmp_path / "results").rglob("*.json"))) == 3
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "results").rglob("*.json")}
@@ -44,6 +46,15 @@ def test_it_runs_what_is_missing_goes_on_after_a_failure_and_reuses(small, tmp_p
     assert "4 recorded, 0 to run" in capsys.readouterr().out
     threads = {record.read(f)["provenance"]["threads"] for f in (tmp_path / "results").rglob("*.json")}
     assert threads == {1}
+
+
+def test_two_sweeps_do_not_disturb_each_other(small, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    with open(tmp_path / "outputs" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is at this sweep now"):
+            small()
+    assert not (tmp_path / "outputs" / "smoke").exists()
 
 
 def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
@@ -84,6 +95,7 @@ def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
     ("arguments", "message"),
     [
         (["3"], "HYP=3: no such hypothesis; registered in experiments/: 1"),
+        (["2"], "HYP=2: needs task=coco and task=ade20k, which are not built yet; built: 1"),
         (["1", "--scale", "smoke"], "SCALE=smoke: hypothesis 1 is registered at demo, pilot, paper"),
         (["1", "--seeds", "7"], "SEEDS=7 is not a planned look; the registered ones are 5, 10, 20"),
         (["1", "--arms", "some"], "ARMS=some: say all"),

@@ -72,6 +72,7 @@ class ImageNetRecipe:
     crop_pct: float = 1.0
 
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SOURCES = ("digits", "imagenet", "random")  # of images
 RECIPES = {"imagenet": ImageNetRecipe}
 PATHS = {"data", "imagenet", "outputs", "results"}
@@ -116,13 +117,27 @@ def resolve(cfg: Any) -> Config:
     if tag is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", str(tag)):
         raise UserError(f"tag={tag}: use letters, digits, - and _ only")
     recipe, hardware = config["recipe"], config["hardware"]
-    for part, keys in (
-        (recipe, ("num_classes", "image_size", "epochs", "batch_size", "validate_every")),
-        (hardware, ("nodes", "max_batch_per_device")),
-    ):
-        for key in keys:
-            if part[key] < 1:
-                raise UserError(f"{'recipe' if part is recipe else 'hardware'}.{key}={part[key]}: give a number from 1")
+    optimizer, schedule = recipe["optimizer"], recipe["schedule"]
+    checks = [
+        (f"recipe.{k}", recipe[k], 1) for k in ("num_classes", "image_size", "epochs", "batch_size", "validate_every")
+    ]
+    checks += [(f"hardware.{k}", hardware[k], 1) for k in ("nodes", "max_batch_per_device", "threads")]
+    checks += [
+        ("hardware.workers", hardware["workers"], 0),
+        ("recipe.schedule.warmup_epochs", schedule["warmup_epochs"], 0),
+    ]
+    checks += [(f"recipe.optimizer.{k}", optimizer[k], 0) for k in ("lr", "eps", "weight_decay")]
+    for key, value, least in checks:
+        if value is not None and value < least:
+            raise UserError(f"{key}={value}: give a number from {least}")
+    if schedule["warmup_epochs"] >= recipe["epochs"]:
+        raise UserError(
+            f"recipe.schedule.warmup_epochs={schedule['warmup_epochs']}: give fewer than epochs={recipe['epochs']}"
+        )
+    if len(recipe["mean"]) != 3 or len(recipe["std"]) != 3:
+        raise UserError("recipe.mean and recipe.std: give three numbers each, for red, green and blue")
+    if recipe["precision"] not in PRECISIONS:
+        raise UserError(f"recipe.precision={recipe['precision']}: choose one of {', '.join(PRECISIONS)}")
     if hardware["devices"] < 1 and hardware["devices"] != -1:
         raise UserError(f"hardware.devices={hardware['devices']}: give a number from 1, or -1 for all")
     if hardware["devices"] == -1 and hardware["accelerator"] == "cpu":

@@ -12,6 +12,7 @@ from hypotheses.config import CONF, ROOT, Config, compose
 from hypotheses.errors import UserError, nearest
 
 FOLDER = ROOT / "experiments"
+NOT_BUILT = {"2": "task=coco and task=ade20k"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True)
 class Arms:
-    """The backbones of a hypothesis at one scale, and what counts there. margin and chance in units of the metric."""
+    """The backbones of a hypothesis at one scale, and what counts there. margin and chance in units of the metric;
+    `about` says what data and networks a verdict speaks of."""
 
+    about: str
     margin: float
     chance: float
     control: str
@@ -82,6 +85,8 @@ class Experiment:
 def load(number: str) -> Experiment:
     """Read experiments/hypothesis_<number>.yaml. Raises UserError on an unknown number, key, arm or value."""
     file = FOLDER / f"hypothesis_{number}.yaml"
+    if not file.exists() and number in NOT_BUILT:
+        raise UserError(f"HYP={number}: needs {NOT_BUILT[number]}, which are not built yet; built: 1")
     if not file.exists():
         known = sorted(p.stem.removeprefix("hypothesis_") for p in FOLDER.glob("hypothesis_*.yaml"))
         raise UserError(f"HYP={number}: no such hypothesis; registered in experiments/: {', '.join(known)}")

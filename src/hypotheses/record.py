@@ -21,7 +21,18 @@ from hypotheses.config import ROOT, Config
 from hypotheses.errors import UserError
 
 IDENTITY = ("task", "backbone", "scale", "recipe", "seed")
-KEYS = {"address", "identity", "config", "data_fingerprint", "metrics", "cost", "curve", "seconds", "provenance"}
+KEYS = {
+    "address",
+    "identity",
+    "config",
+    "data_fingerprint",
+    "metrics",
+    "cost",
+    "curve",
+    "seconds",
+    "provenance",
+    "checksum",
+}
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy", "scipy", "scikit-learn")
 
 SOURCES = ("src", "conf", "experiments", "requirements.lock")  # what of the project decides a result
@@ -61,22 +72,34 @@ def write_aside(target: Path, content: str | bytes) -> None:
             raise
 
 
+def checksum(record: Record) -> str:
+    """A hash of everything else in a record."""
+    rest = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def write(target: Path, record: Record) -> None:
+    """Write a record with its checksum, which is set here."""
+    record["checksum"] = checksum(record)
     assert set(record) == KEYS, set(record) ^ KEYS
     write_aside(target, json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
 def read(source: Path) -> Record:
-    """One record, checked for its keys. Raises UserError where the file is not a whole record."""
+    """One record, whole and as it was written. Raises UserError where it is not."""
+    record, problem = {}, None
     try:
         record = json.loads(source.read_text())
-        missing = KEYS - set(record)
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{source} is not a valid record ({error}): delete it and run the same command again"
-        ) from error
-    if missing:
-        raise UserError(f"{source} is not a valid record (no {min(missing)}): delete it and run the same command again")
+        if not isinstance(record, dict):
+            problem = "no keys and values"
+        elif missing := KEYS - set(record):
+            problem = f"no {min(missing)}"
+        elif record["checksum"] != checksum(record):
+            problem = "changed since it was written"
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise UserError(f"{source} is not a valid record ({problem}): delete it and run the same command again")
     return record
 
 

@@ -190,7 +190,9 @@ def terminal(hypothesis: Experiment, s: Section) -> str:
     widths = [max(len(r[i]) for r in table) for i in range(4)]
     lines = ["", *("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table), ""]
     lines += [f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.detail}" for g in s.verdict.gates]
-    return "\n".join([*lines, "", headline(hypothesis, s)])
+    if s.verdict.missing:
+        lines += ["", f"Missing: {missing_text(s)}. Type: {command(hypothesis, s)}"]
+    return "\n".join([*lines, "", headline(hypothesis, s), s.arms.about])
 
 
 # ---- Markdown and HTML -----------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ def markdown(hypothesis: Experiment, sections: list[Section]) -> str:
     lines = [f"# Hypothesis {hypothesis.hypothesis}: {hypothesis.claim}", "", f"Source: {hypothesis.source}.", ""]
     for s in sections:
         columns = [c.format(metric=hypothesis.metric) for c in ARM_COLUMNS]
-        lines += [f"## {s.scale.capitalize()} scale", "", f"**{headline(hypothesis, s)}**", ""]
+        lines += [f"## {s.scale.capitalize()} scale", "", f"**{headline(hypothesis, s)}**", "", s.arms.about, ""]
         lines += [f"![paired differences](hypothesis_{hypothesis.hypothesis}_{s.scale}.svg)", ""]
         if s.runs:
             lines += [*markdown_table(columns, arm_rows(hypothesis, s)), ""]
@@ -250,6 +252,7 @@ def html(hypothesis: Experiment, sections: list[Section], figures: dict[str, str
             "scale": s.scale,
             "outcome": s.verdict.outcome,
             "headline": headline(hypothesis, s),
+            "about": s.arms.about,
             # only the drawing: an XML declaration has no place inside HTML
             "figure": figures[s.scale][figures[s.scale].index("<svg") :],
             "arm_rows": arm_rows(hypothesis, s),
@@ -359,6 +362,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
     hypothesis = experiment.load(asked.hypothesis)
+    for override in asked.overrides:
+        if not override.startswith("paths."):
+            raise UserError(f"{override}: a report takes paths only, such as paths.results=FOLDER")
     if asked.scale and asked.scale not in hypothesis.scales:
         raise UserError(f"SCALE={asked.scale}: choose one of {', '.join(hypothesis.scales)}")
     results = Path(compose(asked.overrides)["paths"]["results"])

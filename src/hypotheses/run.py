@@ -48,7 +48,6 @@ def run(config: Config) -> record.Record | None:
     if threads := config["hardware"]["threads"]:
         torch.set_num_threads(threads)
     folder = Path(config["paths"]["outputs"], address)
-    folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder) if main_process else contextlib.nullcontext():
         started = time.monotonic()
         task = tasks.load(config["task"]["name"])
@@ -96,6 +95,9 @@ def check_devices(config: Config) -> None:
     hardware = config["hardware"]
     if hardware["accelerator"] not in ("auto", "cpu", "gpu"):
         raise UserError(f"hardware.accelerator={hardware['accelerator']}: choose one of auto, cpu, gpu")
+    if hardware["nodes"] > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        first = (CONF / "hardware" / "ddp_nodes.yaml").read_text().splitlines()[0].removeprefix("# ")
+        raise UserError(f"hardware={hardware['name']} needs torchrun, started on every machine: {first}")
     if hardware["accelerator"] == "gpu":
         import torch
 
@@ -105,13 +107,7 @@ def check_devices(config: Config) -> None:
 
 def launches_others(config: Config) -> bool:
     """Whether this process should hand over to torchrun: several devices are asked for, and it is not one of theirs."""
-    hardware = config["hardware"]
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return False
-    if hardware["nodes"] > 1:
-        first = (CONF / "hardware" / "ddp_nodes.yaml").read_text().splitlines()[0].removeprefix("# ")
-        raise UserError(f"hardware={hardware['name']} needs torchrun, started on every machine: {first}")
-    return hardware["devices"] != 1
+    return config["hardware"]["devices"] != 1 and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def launch(config: Config) -> None:
@@ -128,13 +124,14 @@ def launch(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, so that two processes never train the same run at once. The system frees it when they die."""
+def only_one(folder: Path, what: str = "run") -> Iterator[None]:
+    """Hold a folder, so that two processes never do the same run or sweep at once. The system frees it when they die."""
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is at this run now; wait for it or stop it") from error
+            raise UserError(f"{folder}: another process is at this {what} now; wait for it or stop it") from error
         yield
 
 

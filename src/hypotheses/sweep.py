@@ -24,7 +24,7 @@ from hypotheses import data, experiment, record, report
 from hypotheses.config import Config
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Experiment
-from hypotheses.run import check_space
+from hypotheses.run import check_space, only_one
 
 POLL = 0.3  # seconds between looks at the children
 QUIET = 60.0  # seconds between status lines where there is no terminal to redraw
@@ -57,13 +57,21 @@ def sweep(
     """Run what is missing; the exit code: 0 if every run is recorded, 1 if some failed. Raises UserError."""
     configs = [hypothesis.config(scale, arm, seed, overrides) for seed in range(seeds) for arm in arms]
     check_space(configs[0])
+    with only_one(Path(configs[0]["paths"]["outputs"]), "sweep"):
+        return run_missing(hypothesis, scale, configs, jobs, overrides)
+
+
+def run_missing(
+    hypothesis: Experiment, scale: str, configs: list[Config], jobs: int | None, overrides: list[str]
+) -> int:
+    """What `sweep` does while it holds the lock."""
     images = {data.depends_on(config): config for config in configs}
     fingerprints = {key: data.prepare(config).fingerprint for key, config in images.items()}
     missing = [config for config in configs if not record.find(config, fingerprints[data.depends_on(config)])]
     slots = make_slots(configs[0], jobs, overrides)
     other_code = [r for c in configs if c not in missing and (r := record.read(record.path(c))) and is_stale(r)]
     print(
-        f"hypothesis {hypothesis.hypothesis} at {scale} scale: {len(configs)} runs ({len(arms)} arms x {seeds} seeds), "
+        f"hypothesis {hypothesis.hypothesis} at {scale} scale: {len(configs)} runs, "
         f"{len(configs) - len(missing)} recorded, {len(missing)} to run, {len(slots)} at a time",
         flush=True,
     )
@@ -72,7 +80,7 @@ def sweep(
             f"note: {len(other_code)} recorded runs were made by other code, {other_code[0]['address']} first; "
             f"they are reused; to run them again, delete their records in {configs[0]['paths']['results']}/records"
         )
-    failed = run_all(hypothesis, missing, slots, overrides) if missing else []
+    failed = run_all(hypothesis, configs, missing, slots, overrides) if missing else []
     return 1 if failed else 0
 
 
@@ -80,10 +88,12 @@ def is_stale(found: record.Record) -> bool:
     return found["provenance"]["code"] != record.code_fingerprint()
 
 
-def run_all(hypothesis: Experiment, waiting: list[Config], slots: list[Slot], overrides: list[str]) -> list[str]:
-    """Run every config, one per slot at a time; return the addresses of those that failed."""
-    configs, waiting, running, failed = waiting, list(waiting), [], []
-    total, times, status = len(waiting), {}, Status()
+def run_all(
+    hypothesis: Experiment, configs: list[Config], missing: list[Config], slots: list[Slot], overrides: list[str]
+) -> list[str]:
+    """Run the missing ones of the configs, one per slot at a time; return the addresses of those that failed."""
+    waiting, running, failed = list(missing), [], []
+    total, times, status = len(configs), {}, Status()
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt

@@ -274,7 +274,7 @@ def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], gates: Ga
     worst = max(gains, key=lambda arm: gains[arm])
     most = gates.trained_margins * arms.margin
     detail = (
-        f"the last {100 * gates.trained_tail:g} % of the schedule (a whole epoch at least) gained {worst} "
+        f"the last {100 * gates.trained_tail:g} % of the schedule, but one validation at least, gained {worst} most: "
         f"{gains[worst]:.1f} points (mean, n = {len(seeds)}), at most {most:g} allowed"
     )
     return Gate("trained", gains[worst] <= most, detail)
@@ -295,7 +295,7 @@ def matched_size(runs: Runs, arms: Arms, outcome: str, experiment: Experiment) -
         passed &= within or not larger_wins
         details.append(f"{arm} has {percent['params']:+.1f} % parameters, {percent['macs']:+.1f} % MACs")
     tail = (
-        "within the limits, or the larger arm does not win"
+        "the larger arm does not win, or the sizes agree"
         if passed
         else "the larger arm wins, which its size alone may explain; a sham arm of equal size is not registered yet"
     )

@@ -32,7 +32,8 @@ def check(root: Path, num_classes: int, class_list: str | None) -> tuple[tuple[s
         if not (root / split).is_dir():
             raise UserError(
                 f"no images at {root / split}: expected {root}/train/<class>/*.JPEG and {root}/val/<class>/*.JPEG; "
-                "say where they are with paths.imagenet=FOLDER, or use scale=demo, which needs no download"
+                'say where they are with paths.imagenet=FOLDER (with make: ARGS="paths.imagenet=FOLDER"), '
+                "or use the demo scale, which needs no download"
             )
     names = {split: {e.name for e in os.scandir(root / split) if e.is_dir()} for split in SPLITS}
     if class_list:

@@ -68,7 +68,14 @@ def main() -> None:
     for backbone in ("mambaout_atto_identity", "mambaout_atto"):
         folder = [f"paths.data={asked.data}"] if asked.data else []
         config = compose(
-            [f"backbone={backbone}", "hardware=cpu", "recipe.epochs=1", "recipe.validate_every=9", *folder]
+            [
+                f"backbone={backbone}",
+                "hardware=cpu",
+                "recipe.epochs=1",
+                "recipe.validate_every=9",
+                "recipe.schedule.warmup_epochs=0",
+                *folder,
+            ]
         )
         images = data.prepare(config)
         seconds: dict[str, list[float]] = {"lightning": [], "plain": []}

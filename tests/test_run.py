@@ -23,6 +23,7 @@ SHORT = [
     "recipe.data.train_placements=1",
     "recipe.data.val_placements=1",
     "recipe.epochs=1",
+    "recipe.schedule.warmup_epochs=0",
     "hardware=cpu",
     "tag=short",
 ]

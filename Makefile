@@ -15,7 +15,7 @@ ARGS ?=
 
 # a mistyped option would otherwise run another job than the one asked for
 OPTIONS := HYP SCALE SEEDS ARMS JOBS ARGS PYTHON
-UNKNOWN := $(filter-out $(OPTIONS),$(foreach word,$(MAKEOVERRIDES),$(firstword $(subst =, ,$(word)))))
+UNKNOWN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v))))
 ifneq ($(UNKNOWN),)
 $(error unknown option $(UNKNOWN): the options are $(OPTIONS); Hydra's go into ARGS="$(firstword $(UNKNOWN))=...")
 endif

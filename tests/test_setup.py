@@ -55,6 +55,13 @@ def test_what_is_missing_is_said_before_anything_is_installed(copy):
     assert not (copy / ".venv").exists()
 
 
+def test_a_mistyped_option_is_refused_and_several_arguments_are_not(copy):
+    done = make(copy, "-n", "sweep", "HYP=1", "SEED=10")
+    assert done.returncode == 2 and "unknown option SEED" in done.stderr
+    done = make(copy, "-n", "help", "ARGS=paths.data=/a paths.results=/b")
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_lists_every_target(copy):
     shown = make(copy, "help").stdout
     for target in ("setup", "sweep", "report", "test", "test-slow", "bench", "clean", "help"):

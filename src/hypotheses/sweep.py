@@ -67,9 +67,11 @@ def run_missing(
     """What `sweep` does while it holds the lock."""
     images = {data.depends_on(config): config for config in configs}
     fingerprints = {key: data.prepare(config).fingerprint for key, config in images.items()}
-    missing = [config for config in configs if not record.find(config, fingerprints[data.depends_on(config)])]
+    found = [record.find(config, fingerprints[data.depends_on(config)]) for config in configs]
+    missing = [config for config, done in zip(configs, found, strict=True) if not done]
+    code = record.code_fingerprint()
+    other_code = [done for done in found if done and done["provenance"]["code"] != code]
     slots = make_slots(configs[0], jobs, overrides)
-    other_code = [r for c in configs if c not in missing and (r := record.read(record.path(c))) and is_stale(r)]
     print(
         f"hypothesis {hypothesis.hypothesis} at {scale} scale: {len(configs)} runs, "
         f"{len(configs) - len(missing)} recorded, {len(missing)} to run, {len(slots)} at a time",
@@ -82,10 +84,6 @@ def run_missing(
         )
     failed = run_all(hypothesis, configs, missing, slots, overrides) if missing else []
     return 1 if failed else 0
-
-
-def is_stale(found: record.Record) -> bool:
-    return found["provenance"]["code"] != record.code_fingerprint()
 
 
 def run_all(

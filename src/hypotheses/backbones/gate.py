@@ -1,0 +1,147 @@
+"""The gate of a Gated CNN block, out = GELU(gate) * concat(rest, mixed), plainly and fused on a CPU.
+
+z is the output of fc1, channels last, (B, h, w, 2 H) with H the hidden channels: gate (H), rest (H - E), raw (E).
+
+    gated_conv(z, conv)     out, (B, h, w, H), with mixed = conv(raw), a depthwise convolution
+    conv_silu(z, conv)      z, and SiLU(conv(raw)), (B, h, w, E), of which the other mixers make `mixed`
+    gated(z, mixed)         out, with mixed given, (B, h, w, E)
+
+The plain forms say what is computed, and run on any device. The fused ones, kernels/gate.cpp, do without copies for the
+split, the concatenation and the layout of the convolution; they are used on a CPU in float32 and bfloat16 where there is a
+compiler, and do not agree with the plain ones to the last bit. Under bfloat16 they round less often.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import gelu, silu
+
+from hypotheses.backbones import kernels
+from hypotheses.backbones.kernels import pointer
+
+FUSED_KERNEL_SIZE = 7
+TYPES = (torch.float32, torch.bfloat16)
+
+
+def gated_conv(z: Tensor, conv: nn.Conv2d) -> Tensor:
+    return GatedConv.apply(z, conv.weight, conv.bias) if fused(z, conv) else gated_conv_plain(z, conv)
+
+
+def conv_silu(z: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """The z that it returns is the one to hand to `gated`, once and to nothing else: its gradient becomes that of z."""
+    return ConvSiLU.apply(z, conv.weight, conv.bias) if fused(z, conv) else conv_silu_plain(z, conv)
+
+
+def gated(z: Tensor, mixed: Tensor) -> Tensor:
+    return Gated.apply(z, mixed.to(z.dtype)) if fused(z) else gated_plain(z, mixed.to(z.dtype))
+
+
+def gated_conv_plain(z: Tensor, conv: nn.Conv2d) -> Tensor:
+    return gated_plain(z, convolve(z, conv))
+
+
+def conv_silu_plain(z: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    return z, silu(convolve(z, conv))
+
+
+def convolve(z: Tensor, conv: nn.Conv2d) -> Tensor:
+    raw = z[..., -conv.out_channels :]
+    return conv(raw.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def gated_plain(z: Tensor, mixed: Tensor) -> Tensor:
+    hidden = z.shape[-1] // 2
+    gate, rest, _ = z.split((hidden, hidden - mixed.shape[-1], mixed.shape[-1]), dim=-1)
+    return gelu(gate) * torch.cat((rest, mixed), dim=-1)
+
+
+def fused(z: Tensor, conv: nn.Conv2d | None = None) -> bool:
+    """Whether z takes the fused way, with this convolution."""
+    suits = conv is None or (conv.kernel_size[0] == FUSED_KERNEL_SIZE and conv.weight.dtype == torch.float32)
+    return suits and z.device.type == "cpu" and z.dtype in TYPES and kernels.library("gate") is not None
+
+
+class Sizes(ctypes.Structure):
+    """`struct Sizes` of kernels/gate.cpp."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("B", "H", "W", "h", "c"))
+
+
+def convolved(gate: bool, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """kernels/gate.cpp: the gate's output, or SiLU(conv(raw))."""
+    out = z.new_empty(*z.shape[:3], z.shape[3] // 2 if gate else weight.shape[0])
+    sizes = Sizes(*z.shape[:3], z.shape[3] // 2, weight.shape[0])
+    tensors = map(pointer, (z, weight, bias, out))
+    kernels.call("gate", "convolved_forward", sizes, gate, z.dtype == torch.bfloat16, *tensors)
+    return out
+
+
+def convolved_backward(
+    gate: bool, z: Tensor, weight: Tensor, bias: Tensor, gout: Tensor, gz: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Write the gradient of z, or of its raw channels alone, into gz; return those of weight and bias."""
+    sizes = Sizes(*z.shape[:3], z.shape[3] // 2, weight.shape[0])
+    gweight, gbias = torch.empty_like(weight), torch.empty_like(bias)
+    tensors = map(pointer, (z, weight, bias, gout.to(z.dtype).contiguous(), gz, gweight, gbias))
+    kernels.call("gate", "convolved_backward", sizes, gate, z.dtype == torch.bfloat16, *tensors)
+    return gweight, gbias
+
+
+class GatedConv(torch.autograd.Function):
+    """`gated_conv_plain` by kernels/gate.cpp: CPU, z float32 or bfloat16, weight and bias float32, 7 x 7."""
+
+    @staticmethod
+    def forward(ctx, z, weight, bias):
+        z, weight, bias = (v.contiguous() for v in (z, weight, bias))
+        ctx.save_for_backward(z, weight, bias)
+        return convolved(True, z, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gout):
+        z, weight, bias = ctx.saved_tensors
+        gz = torch.empty_like(z)
+        return gz, *convolved_backward(True, z, weight, bias, gout, gz)
+
+
+class ConvSiLU(torch.autograd.Function):
+    """`conv_silu_plain` by kernels/gate.cpp. z passes through, so that in the backward pass the gradient that `Gated` has
+    made of it can take in that of the raw channels, which is zero there until then."""
+
+    @staticmethod
+    def forward(ctx, z, weight, bias):
+        z, weight, bias = (v.contiguous() for v in (z, weight, bias))
+        ctx.save_for_backward(z, weight, bias)
+        return z.view_as(z), convolved(False, z, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gz, gout):
+        z, weight, bias = ctx.saved_tensors
+        return gz, *convolved_backward(False, z, weight, bias, gout, gz)
+
+
+class Gated(torch.autograd.Function):
+    """`gated_plain` by kernels/gate.cpp: CPU, float32 or bfloat16, both of one dtype."""
+
+    @staticmethod
+    def forward(ctx, z, mixed):
+        z, mixed = z.contiguous(), mixed.contiguous()
+        out = z.new_empty(*z.shape[:-1], z.shape[-1] // 2)
+        kernels.call("gate", "gated_forward", *Gated.sizes(z, mixed), *map(pointer, (z, mixed, out)))
+        ctx.save_for_backward(z, mixed)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gout):
+        z, mixed = ctx.saved_tensors
+        gout, gz, gmixed = gout.to(z.dtype).contiguous(), torch.empty_like(z), torch.empty_like(mixed)
+        kernels.call("gate", "gated_backward", *Gated.sizes(z, mixed), *map(pointer, (z, mixed, gout, gz, gmixed)))
+        return gz, gmixed
+
+    @staticmethod
+    def sizes(z: Tensor, mixed: Tensor) -> list[int]:
+        return [z.numel() // z.shape[-1], z.shape[-1] // 2, mixed.shape[-1], z.dtype == torch.bfloat16]

@@ -1,0 +1,111 @@
+"""The fused gate against the plain one: values and gradients, float32 and bfloat16."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hypotheses import backbones
+from hypotheses.backbones import gate, kernels
+from hypotheses.config import compose
+
+# B, h, w, hidden, channels of the convolution: the published 8/3; odd sizes; maps smaller than the kernel; long rows
+SHAPES = [
+    (2, 8, 8, 128, 48),
+    (1, 7, 5, 341, 128),
+    (3, 14, 14, 20, 9),
+    (1, 1, 1, 8, 3),
+    (2, 2, 30, 40, 16),
+    (9, 3, 9, 24, 24),
+]
+
+pytestmark = pytest.mark.skipif(kernels.library("gate") is None, reason="no compiler here")
+
+
+def results(function, z: torch.Tensor, other: nn.Module | torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The output, and the gradients of z and of the convolution's parameters or of the mixed channels."""
+    z = z.to(dtype).requires_grad_()
+    if isinstance(other, nn.Module):
+        other = copy.deepcopy(other).to(torch.float64 if dtype == torch.float64 else torch.float32)
+        parameters = list(other.parameters())
+    else:
+        other = other.to(dtype).requires_grad_()
+        parameters = [other]
+    out = function(z, other)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    return [out.detach(), *torch.autograd.grad(out, [z, *parameters], weight.to(out.dtype))]
+
+
+@pytest.mark.parametrize("convolved", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_fused_gate_equals_the_plain_one(shape, convolved):
+    torch.manual_seed(0)
+    B, h, w, hidden, channels = shape
+    z = 2 * torch.randn(B, h, w, 2 * hidden)
+    other = (
+        nn.Conv2d(channels, channels, 7, padding=3, groups=channels) if convolved else torch.randn(B, h, w, channels)
+    )
+    plain, fast = (gate.gated_conv_plain, gate.gated_conv) if convolved else (gate.gated_plain, gate.gated)
+    true = results(plain, z, other, torch.float64)
+    for found, b in zip(results(fast, z, other, torch.float32), true, strict=True):
+        assert found.dtype == torch.float32
+        assert (found.double() - b).norm() <= 1e-6 * b.norm()
+    # bfloat16 keeps eight bits, so half of 2^-8 is what rounding the result alone costs
+    coarse = results(plain, z.bfloat16().float(), other if convolved else other.bfloat16().float(), torch.float64)
+    for found, b in zip(results(fast, z, other, torch.bfloat16), coarse, strict=True):
+        assert (found.double() - b).norm() <= 5e-3 * b.norm()
+
+
+def test_gelu_is_exact_where_it_vanishes():
+    """Its tails, which a formula with 1 - erf loses, and NaN, which must not be lost."""
+    x = torch.linspace(-12, 12, 481)
+    zero = torch.zeros_like(x)
+    z = torch.stack((x, zero, torch.ones_like(x), zero), -1).view(
+        1, 1, -1, 4
+    )  # gate, rest and raw: 2, 1 and 1 channels
+    out = gate.gated(z, torch.zeros(1, 1, len(x), 1))[0, 0, :, 0]
+    true = nn.functional.gelu(x.double())
+    assert ((out - true).abs() <= 2e-7 * (1 + x.abs())).all()
+    tail = (x < -2) & (x >= -5)
+    assert ((out[tail] - true[tail]) / true[tail]).abs().max() <= 2e-3  # there 1 - erf has no right digit in float32
+    z[..., 0] = float("nan")
+    for dtype in (torch.float32, torch.bfloat16):
+        assert gate.gated(z.to(dtype), torch.zeros(1, 1, len(x), 1))[0, 0, :, 0].isnan().all()
+
+
+@pytest.mark.parametrize("mixer", ["conv", "ssm"])
+def test_the_same_input_gives_the_same_bits(mixer):
+    model = backbones.build_classifier(compose(["backbone=mambaout_atto"])["backbone"] | {"mixer": mixer}, 10, 0)
+    image = torch.randn(5, 3, 32, 32)
+
+    def once():
+        model.zero_grad()
+        model(image).square().sum().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
+
+
+@pytest.mark.parametrize("mixer", ["conv", "identity", "act", "ssm", "ssm_cross", "sham"])
+def test_a_network_with_kernels_equals_one_without(mixer, monkeypatch):
+    model = backbones.build_classifier(compose(["backbone=mambaout_atto"])["backbone"] | {"mixer": mixer}, 10, 0)
+    image = torch.randn(3, 3, 32, 40)
+
+    def run():
+        model.zero_grad()
+        logits = model(image)
+        nn.functional.cross_entropy(logits, torch.arange(3)).backward()
+        return [logits.detach(), *(p.grad.clone() for p in model.parameters())]
+
+    fast = run()
+    monkeypatch.setattr(kernels, "library", lambda name: None)
+    for a, b in zip(fast, run(), strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def test_other_kernel_sizes_and_types_take_the_plain_way():
+    z = torch.randn(1, 4, 4, 16)
+    conv = nn.Conv2d(3, 3, 5, padding=2, groups=3)
+    assert torch.equal(gate.gated_conv(z, conv), gate.gated_conv_plain(z, conv))
+    assert not gate.fused(z.double()) and not gate.fused(z.half()) and gate.fused(z)

@@ -73,6 +73,7 @@ def make_records(hypothesis):
             "platform": "test",
             "device": "1 x CPU",
             "hardware": {"devices": 1},
+            "kernels": {"scan": "cpp", "gate": "fused"},
             "threads": 1,
             "command": "test",
         },

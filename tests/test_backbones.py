@@ -19,8 +19,8 @@ PUBLISHED = {
     "base": (84_813_092, 15.826),
 }
 SMALL = [n for n in BACKBONES if "atto" in n]
-PAIRS = [(n, n.removesuffix(s)) for n in BACKBONES for s in ("_ssm", "_ssm_causal", "_identity") if n.endswith(s)]
-PAIRS += [(n, n.removesuffix("_causal")) for n in BACKBONES if n.startswith("vit") and n.endswith("_causal")]
+CONTROLS = {n: n.removesuffix("_causal") for n in BACKBONES if n.startswith("vit") and n.endswith("_causal")}
+CONTROLS |= {n: "_".join(n.split("_")[:2]) for n in BACKBONES if n.startswith("mambaout") and n.count("_") > 1}
 
 
 def config(name: str) -> dict:
@@ -78,11 +78,17 @@ def test_causal_attention_is_causal_and_full_attention_is_not(name):
     assert torch.equal(reach(blocks(name), (16, 48)), FULL.tril() if "causal" in name else FULL)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_the_causal_scan_is_causal_and_the_bidirectional_one_is_not(bidirectional):
-    layer = SSM(8, 4, bidirectional).double()
+@pytest.mark.parametrize(("directions", "seen"), [(1, FULL.tril()), (2, FULL), (4, FULL)])
+def test_one_direction_is_causal_and_more_are_not(directions, seen):
+    layer = SSM(8, 4, directions).double()
     backbones.initialise(layer, 0, "published")
-    assert torch.equal(reach(layer, (4, 4, 8)), FULL if bidirectional else FULL.tril())
+    assert torch.equal(reach(layer, (4, 4, 8)), seen)
+
+
+def test_the_sham_sees_the_token_itself_alone():
+    layer = SSM(8, 4, 4, memory=False).double()
+    backbones.initialise(layer, 0, "published")
+    assert torch.equal(reach(layer, (4, 4, 8)), torch.eye(16, dtype=torch.bool))
 
 
 def test_the_mixers_reach_what_they_should():
@@ -96,27 +102,76 @@ def test_the_mixers_reach_what_they_should():
     assert far[0, :13].all() and not far[0, 13:].any() and far[1].all()
 
 
-@pytest.mark.parametrize(("arm", "control"), PAIRS)
-def test_the_arms_of_a_pair_share_their_layers(arm, control):
-    """Only SSM layers come, only mixing convolutions go, and nothing changes its shape."""
+def shapes(backbone: dict) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        theirs, ours = (
-            {k: v.shape for k, v in backbones.build(config(n)).state_dict().items()} for n in (arm, control)
-        )
-    assert all(theirs[k] == ours[k] for k in theirs.keys() & ours.keys())
-    added, removed = theirs.keys() - ours.keys(), ours.keys() - theirs.keys()
-    assert all(".ssm." in k for k in added) and all(".conv." in k for k in removed)
-    assert bool(added) == ("_ssm" in arm) and bool(removed) == ("identity" in arm)
+        return {name: v.shape for name, v in backbones.build(backbone).state_dict().items()}
 
 
-@pytest.mark.parametrize(("arm", "control"), [p for p in PAIRS if p[0] in SMALL or "femto_ssm" in p[0]])
-def test_the_arms_of_a_pair_share_their_initial_weights(arm, control):
-    theirs, ours = (backbones.build_classifier(config(n), 10, seed=5).state_dict() for n in (arm, control))
-    shared = theirs.keys() & ours.keys()
+@pytest.mark.parametrize("arm", CONTROLS)
+def test_an_arm_differs_from_its_control_by_its_key_alone(arm):
+    """The config by that key (two where a key says how far another goes), and the network by the layers of that key."""
+    ours, theirs = config(arm), config(CONTROLS[arm])
+    changed = {key for key in ours if ours[key] != theirs[key]} - {"name"}
+    assert ours.keys() == theirs.keys()
+    assert changed in ONE_KEY and (changed != {"mixer", "mixer_stages"} or "stage" in arm)
+    a, b = shapes(ours), shapes(theirs)
+    added, removed = a.keys() - b.keys(), b.keys() - a.keys()
+    resized = {k for k in a.keys() & b.keys() if a[k] != b[k]}
+    mixer = ours.get("mixer", "conv")
+    assert all(".ssm." in k for k in added) and bool(added) == (mixer.startswith(("ssm", "sham")))
+    assert all(".conv." in k and k.startswith("stages") for k in removed) and bool(removed) == (mixer == "identity")
+    part = {"kernel_size": ".conv.weight", "expansion": ".fc"}.get(next(iter(changed)), "none")
+    assert all(part in k for k in resized) and bool(resized) == (part != "none")
+
+
+ONE_KEY = [{"mixer"}, {"kernel_size"}, {"expansion"}, {"causal"}, {"mixer", "d_state"}, {"mixer", "mixer_stages"}]
+
+
+@pytest.mark.parametrize(
+    "arm", [a for a in CONTROLS if a in SMALL or a in ("mambaout_femto_ssm", "mambaout_femto_act")]
+)
+def test_an_arm_and_its_control_share_the_initial_weights_of_shared_layers(arm):
+    theirs, ours = (backbones.build_classifier(config(n), 10, seed=5).state_dict() for n in (arm, CONTROLS[arm]))
+    shared = {k for k in theirs.keys() & ours.keys() if theirs[k].shape == ours[k].shape}
     assert len(shared) > 20
     assert all(torch.equal(theirs[k], ours[k]) for k in shared)
-    other_seed = backbones.build_classifier(config(control), 10, seed=6).state_dict()
+    other_seed = backbones.build_classifier(config(CONTROLS[arm]), 10, seed=6).state_dict()
     assert not all(torch.equal(ours[k], other_seed[k]) for k in ours)
+
+
+@pytest.mark.parametrize("arm", [a for a in CONTROLS if a in SMALL])
+def test_an_arm_computes_something_else_than_its_control(arm):
+    image = torch.randn(2, 3, 48, 32)
+    a, b = (backbones.build_classifier(config(n), 10, seed=5).eval()(image) for n in (arm, CONTROLS[arm]))
+    assert not torch.allclose(a, b, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3, 4])
+def test_one_stage_can_carry_the_ssm(stage):
+    names = [k for k in shapes(config(f"mambaout_tiny_ssm_stage{stage}")) if ".ssm." in k]
+    assert names and all(k.startswith(f"stages.{stage - 1}.") for k in names)
+
+
+@pytest.mark.parametrize("twin", [n for n in BACKBONES if n.endswith("_sham")])
+def test_a_sham_costs_what_its_twin_costs(twin):
+    size, real = (config(n) for n in (twin, twin.replace("_sham", "_ssm")))
+    assert shapes(size) == shapes(real)
+    for height, width in ((224, 224), (96, 160)):
+        assert cost.count(size, 10, height, width) == cost.count(real, 10, height, width)
+
+
+@pytest.mark.parametrize("name", [n for n in BACKBONES if "_matched_" in n])
+def test_a_matched_control_is_of_its_arms_size(name):
+    size, key = name.split("_matched_")
+    pixels = 32 if "atto" in name else 224
+    ours, arm = (cost.count(config(n), 1000, pixels, pixels) for n in (name, f"{size}_ssm"))
+    assert ours[key] == pytest.approx(arm[key], rel=0.002)
+
+
+def test_the_sham_network_sees_with_its_convolutions_only():
+    """On a long row four blocks of 7 x 7 convolutions end after 12 tokens, with the sham as without any SSM."""
+    far = reach(blocks("mambaout_atto_sham"), (1, 30, 48))[:, 0]
+    assert far[:13].all() and not far[13:].any()
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -171,6 +226,11 @@ def test_norms_biases_and_the_states_of_the_ssm_are_not_decayed():
         ({"family": "resnet"}, "choose one of mambaout, vit"),
         ({"dims": [48, 96]}, "give one each"),
         ({"init": "zeros"}, "choose one of published, fan_in"),
+        ({"kernel_size": 6}, "give an odd number"),
+        ({"mixer_stages": [2]}, r"give some of \[1\], or null"),
+        ({"mixer_stages": []}, r"give some of \[1\], or null"),
+        ({"d_state": 0}, "give a number from 1"),
+        ({"expansion": 0.5}, "the published one is 8/3"),
     ],
 )
 def test_a_wrong_key_is_an_error_that_names_the_fix(change, message):

@@ -18,7 +18,8 @@ def test_what_is_registered():
     h = experiment.load("1")
     demo = h.scales["demo"]
     assert demo.registered() == ["mambaout_atto", "mambaout_atto_ssm", "mambaout_atto_identity"]
-    assert demo.all()[3:] == ["mambaout_atto_ssm_causal", "vit_atto", "vit_atto_causal"]
+    arms = ("ssm_causal", "ssm_cross", "act", "sham", "matched_params")
+    assert demo.all()[3:] == [*(f"mambaout_atto_{arm}" for arm in arms), "vit_atto", "vit_atto_causal"]
     assert (h.looks, h.alpha, demo.margin, h.scales["paper"].margin) == ([5, 10, 20], 0.02, 2.0, 0.3)
     assert len(h.sha256) == 64
 

@@ -1,107 +1,92 @@
-"""The selective scan against its readable reference, in values and gradients, and the layer around it."""
+"""The SSM as a layer: parameters, initial values, directions, precision, and that its sham has no memory."""
 
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
 
-from hypotheses.backbones import initialise, ssm
-from hypotheses.backbones.ssm import SSM, selective_scan, selective_scan_reference
+from hypotheses.backbones import initialise
+from hypotheses.backbones.scan import selective_scan_reference
+from hypotheses.backbones.ssm import SSM, scan_orders
 
-SHAPES = [(2, 1, 1, 3, 1), (2, 37, 2, 5, 3), (1, 70, 1, 4, 16), (3, 64, 2, 6, 8), (1, 5, 4, 1, 2)]  # B, L, K, E, N
-STEPS = {"usual": 0.05, "large": 20.0, "tiny": 1e-12}
-
-
-def inputs(shape: tuple[int, ...], step: float = 0.05, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    B, L, K, E, N = shape
-    g = torch.Generator().manual_seed(sum(shape))
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=g, dtype=torch.float64)
-
-    dt = step * torch.nn.functional.softplus(normal(B, L, K, E))
-    A = -torch.arange(1.0, N + 1).double() * (1 + 0.1 * normal(K, E, N)).abs()
-    return [
-        v.to(dtype).requires_grad_()
-        for v in (normal(B, L, K, E), dt, A, normal(B, L, K, N), normal(B, L, K, N), normal(K, E))
-    ]
+DIRECTIONS = (1, 2, 4)
 
 
-def results(function, tensors: list[Tensor]) -> list[Tensor]:
-    y = function(*tensors)
-    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(y.dtype)
-    return [y.detach(), *torch.autograd.grad(y, tensors, weight)]
-
-
-@pytest.mark.parametrize("chunk_bytes", [1, 2**21])
-@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_fast_scan_equals_the_reference(shape, step, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(ssm, "CHUNK_BYTES", chunk_bytes)  # 1: the smallest chunk, so that L is several of them
-    tensors = inputs(shape, step)
-    for fast, slow in zip(results(selective_scan, tensors), results(selective_scan_reference, tensors), strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_float32_is_as_good_as_float32_can_be(shape):
-    exact = results(selective_scan_reference, inputs(shape))
-    single = results(selective_scan, inputs(shape, dtype=torch.float32))
-    for fast, true in zip(single, exact, strict=True):
-        assert fast.dtype == torch.float32
-        assert (fast.double() - true).norm() <= 1e-6 * true.norm()
-
-
-def test_gradcheck():
-    assert torch.autograd.gradcheck(selective_scan, inputs((2, 9, 2, 3, 2)))
-
-
-def test_the_same_input_gives_the_same_bits():
-    tensors = inputs((3, 64, 2, 6, 8), dtype=torch.float32)
-    for one, two in zip(results(selective_scan, tensors), results(selective_scan, tensors), strict=True):
-        assert torch.equal(one, two)
-
-
-def test_the_reference_is_the_recurrence_written_out():
-    x, dt, A, B, C, D = (v.detach() for v in inputs((1, 3, 1, 1, 2)))
-    h, expected = [0.0, 0.0], []
-    for t in range(3):
-        step = dt[0, t, 0, 0].item()
-        for n in range(2):
-            decay = torch.exp(torch.tensor(step * A[0, 0, n].item(), dtype=torch.float64)).item()
-            h[n] = decay * h[n] + step * B[0, t, 0, n].item() * x[0, t, 0, 0].item()
-        y = sum(C[0, t, 0, n].item() * h[n] for n in range(2)) + D[0, 0].item() * x[0, t, 0, 0].item()
-        expected.append(y)
-    assert selective_scan_reference(x, dt, A, B, C, D)[0, :, 0, 0].tolist() == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(("bidirectional", "directions"), [(True, 2), (False, 1)])
-def test_parameters_and_initial_values(bidirectional, directions):
-    E, N, R = 48, 16, 3
-    layer = SSM(E, N, bidirectional)
+def made(channels: int, d_state: int, directions: int, memory: bool = True) -> SSM:
+    layer = SSM(channels, d_state, directions, memory)
     initialise(layer, 0, "published")
+    return layer
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_parameters_and_initial_values(directions, memory):
+    E, N, R = 48, 16, 3
+    layer = made(E, N, directions, memory)
     assert sum(p.numel() for p in layer.parameters()) == directions * E * (2 * R + 3 * N + 2)
-    A, steps = -torch.exp(layer.A_log), torch.nn.functional.softplus(layer.dt_bias)
+    A, steps = -torch.exp(layer.A_log), nn.functional.softplus(layer.dt_bias)
     assert torch.allclose(A, -torch.arange(1.0, N + 1).expand_as(A))
     assert torch.equal(layer.D, torch.ones_like(layer.D))
     assert steps.min() >= 0.99e-3 and steps.max() <= 1.01e-1 and steps.std() > 0.01
-    if bidirectional:
-        assert not torch.equal(layer.dt_bias[0], layer.dt_bias[1])
+    assert all(not torch.equal(layer.dt_bias[0], other) for other in layer.dt_bias[1:])
 
 
-def test_the_two_directions_are_averaged_and_the_second_runs_backwards():
-    layer = SSM(4, 3, bidirectional=True).double()
-    initialise(layer, 0, "published")
+def test_the_orders_of_the_directions():
+    orders = scan_orders(4, 2, 3, torch.device("cpu")).tolist()
+    assert orders == [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [0, 3, 1, 4, 2, 5], [5, 2, 4, 1, 3, 0]]
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_the_layer_is_its_docstring_written_out(directions, memory):
+    layer = made(6, 3, directions, memory).double()
+    z = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    tokens = z.flatten(1, 2)
+    y = torch.zeros_like(tokens)
+    orders = scan_orders(directions, 3, 4, z.device).long()
+    for k in range(directions):
+        x = tokens[:, orders[k]]
+        delta, B, C = (x @ layer.x_proj[k]).split((layer.rank, 3, 3), dim=-1)
+        dt = nn.functional.softplus(delta @ layer.dt_proj[k] + layer.dt_bias[k])
+        A = -torch.exp(layer.A_log[k : k + 1])
+        scanned = selective_scan_reference(
+            x, dt.unsqueeze(2), A, B.unsqueeze(2), C.unsqueeze(2), layer.D[k : k + 1], memory=memory
+        )
+        y[:, orders[k]] += scanned / directions
+    torch.testing.assert_close(layer(z), y.view(z.shape))
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_the_sham_has_no_memory(directions):
+    """Every token's output is the same whatever the other tokens are, to the last bit, and so it is alone in its map."""
+    layer = made(8, 4, directions, memory=False)
+    z = torch.randn(2, 3, 5, 8)
+    others = torch.randn(2, 3, 5, 8)
     with torch.no_grad():
-        for p in layer.parameters():  # the same parameters both ways
-            p[1] = p[0]
-        z = torch.randn(2, 3, 5, 4, dtype=torch.float64)
-        turned = z.flatten(1, 2).flip(1).reshape(z.shape)
-        assert torch.allclose(layer(turned), layer(z).flatten(1, 2).flip(1).reshape(z.shape))
+        whole = layer(z)
+        for i in range(3):
+            for j in range(5):
+                mixed = others.clone()
+                mixed[:, i, j] = z[:, i, j]
+                assert torch.equal(layer(mixed)[:, i, j], whole[:, i, j])
+                alone = layer(z[:, i : i + 1, j : j + 1])
+                torch.testing.assert_close(
+                    alone[:, 0, 0], whole[:, i, j]
+                )  # other shapes of the products round otherwise
 
 
-def test_the_scan_stays_in_float32_under_autocast():
-    layer = SSM(8, 4, bidirectional=True)
-    initialise(layer, 0, "published")
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_the_sham_has_its_twins_parameters_and_costs_and_uses_them_all(directions):
+    twin, sham = (made(8, 4, directions, memory) for memory in (True, False))
+    assert {n: p.shape for n, p in twin.named_parameters()} == {n: p.shape for n, p in sham.named_parameters()}
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), sham.parameters(), strict=True))
+    assert twin.macs(64) == sham.macs(64) == directions * 64 * 8 * (9 * 4 + 1)
+    sham(torch.randn(2, 3, 5, 8)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in sham.parameters())
+
+
+@pytest.mark.parametrize("directions", DIRECTIONS)
+def test_the_scan_stays_in_float32_under_autocast(directions):
+    layer = made(8, 4, directions)
     z = torch.randn(2, 4, 4, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = layer(z.bfloat16())

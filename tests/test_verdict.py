@@ -127,6 +127,7 @@ def test_a_missing_run_decides_nothing_and_is_named(judge):
         (("data_fingerprint",), "other", "same data, code and software"),
         (("provenance", "code"), "other", "same data, code and software"),
         (("provenance", "packages", "torch"), "other", "same data, code and software"),
+        (("provenance", "kernels", "scan"), "chunked", "same data, code and software"),
         (("provenance", "device"), "another", "same data, code and software"),
         (("provenance", "hardware"), {"devices": 2}, "same data, code and software"),
         (("curve",), [{"epoch": 1, "top1_percent": 90.0}], "trained"),

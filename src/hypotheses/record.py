@@ -157,6 +157,9 @@ def provenance(config: Config, device: str) -> dict[str, Any]:
     """Code, software and machine of this process. `device` as a person would name it."""
     import torch
 
+    from hypotheses import backbones
+
+    gpu = config["hardware"]["accelerator"] != "cpu" and torch.cuda.is_available()
     return {
         "commit": git("rev-parse", "HEAD") or "unknown",
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)),
@@ -166,6 +169,7 @@ def provenance(config: Config, device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device,
         "hardware": {key: config["hardware"][key] for key in ("devices", "nodes", "max_batch_per_device")},
+        "kernels": backbones.kernels_used("cuda" if gpu else "cpu"),
         "threads": torch.get_num_threads(),
         "command": "python -m hypotheses.run " + " ".join(sys.argv[1:]),
     }
@@ -176,7 +180,7 @@ def code_fingerprint() -> str:
     package = Path(__file__).parent
     files = [package / "config.py", package / "run.py"]
     for part in ("backbones", "data", "tasks"):
-        files += (package / part).rglob("*.py")
+        files += [f for f in (package / part).rglob("*") if f.suffix in (".py", ".cpp", ".h")]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())

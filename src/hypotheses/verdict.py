@@ -214,7 +214,9 @@ def same_provenance(runs: Runs, arms: Arms, seeds: Sequence[int]) -> Gate:
     first = runs[arms.control, seeds[0]]
 
     def view(record: Record) -> dict[str, Any]:
-        return {key: record["provenance"][key] for key in ("code", "python", "packages", "device", "hardware")}
+        return {
+            key: record["provenance"][key] for key in ("code", "python", "packages", "device", "hardware", "kernels")
+        }
 
     odd = {
         key.split(".")[0]: runs[arm, seed]["address"]
@@ -229,7 +231,7 @@ def same_provenance(runs: Runs, arms: Arms, seeds: Sequence[int]) -> Gate:
     if odd:
         listed = "; ".join(f"{key} of {address}" for key, address in odd.items())
         return Gate(name, False, f"differs: {listed}; delete the records that are to be made again")
-    return Gate(name, True, "code, packages and device are equal in all runs, the data within every seed")
+    return Gate(name, True, "code, packages, kernels and device are equal in all runs, the data within every seed")
 
 
 def assay_sensitivity(assay: Difference, margin: float, share: float) -> Gate:
@@ -297,6 +299,6 @@ def matched_size(runs: Runs, arms: Arms, outcome: str, experiment: Experiment) -
     tail = (
         "the larger arm does not win, or the sizes agree"
         if passed
-        else "the larger arm wins, which its size alone may explain; a sham arm of equal size is not registered yet"
+        else "the larger arm wins, which its size alone may explain: compare it with its sham (ARMS=all)"
     )
     return Gate("matched size", passed, f"{'; '.join(details)}: {tail}")

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypotheses.backbones.gate import fused
 from hypotheses.backbones.mambaout import MambaOut, MambaOutHead
+from hypotheses.backbones.scan import implementation
 from hypotheses.backbones.vit import ViT, ViTHead
 from hypotheses.errors import UserError, nearest
 
@@ -94,6 +96,12 @@ def initialise(model: nn.Module, seed: int, init: str) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
+
+
+def kernels_used(device: str) -> dict[str, str]:
+    """By which way the scan and the gate are computed in float32 on "cpu" or "cuda"; they agree to rounding only."""
+    sample = torch.empty(0, device=device)
+    return {"scan": implementation(sample), "gate": "fused" if fused(sample) else "plain"}
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -8,15 +8,19 @@ E channels that the mixer sees; N state size of the SSM.
 
 The block (Algorithm 1), on channels-last maps (B, h, w, C):
 
-    gate, rest, mixed = split(fc1(norm(x)))            hidden = int(8/3 C) channels; mixed has E = C of them (3/8)
-    y = fc2(GELU(gate) * concat(rest, mix(mixed)))     x + DropPath(y)
+    gate, rest, raw = split(fc1(norm(x)))              hidden = int(8/3 C) channels; raw has E = C of them (3/8)
+    y = fc2(GELU(gate) * concat(rest, mix(raw)))       x + DropPath(y)
 
 `mixer` chooses mix(z), and is all that two arms of a hypothesis differ in:
 
     conv         DWConv(z)                      Gated CNN, the official MambaOut (eq. 9)
     identity     z                              no token mixing: the negative control
+    act          SiLU(DWConv(z))                eq. 11 without its SSM: the activation that the Gated CNN lacks
     ssm_causal   SSM(SiLU(DWConv(z)))           the Mamba block (eq. 11), scanned in row-major order
     ssm          the same, scanned forwards and backwards, averaged
+    ssm_cross    the same, along rows and columns, both ways, averaged
+    sham         `ssm` with its parameters and operations, but no memory: each token sees itself alone (ssm.py)
+    sham_causal, sham_cross                     likewise of the other two
 """
 
 import itertools
@@ -25,17 +29,20 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from hypotheses.backbones.gate import conv_silu, gated, gated_conv
+from hypotheses.backbones.linear import Linear
+from hypotheses.backbones.norm import Norm
 from hypotheses.backbones.ssm import SSM
 
-MIXERS = ("conv", "identity", "ssm_causal", "ssm")
-EPS = 1e-6  # of every LayerNorm
-
-
-class Norm(nn.LayerNorm):
-    """LayerNorm over the channels of a channels-last map (..., C)."""
-
-    def __init__(self, dim: int):
-        super().__init__(dim, eps=EPS)
+SCANS = {  # mixer: directions, memory
+    "ssm_causal": (1, True),
+    "ssm": (2, True),
+    "ssm_cross": (4, True),
+    "sham_causal": (1, False),
+    "sham": (2, False),
+    "sham_cross": (4, False),
+}
+MIXERS = ("conv", "identity", "act", *SCANS)
 
 
 def conv_stride2(in_dim: int, out_dim: int) -> nn.Conv2d:
@@ -79,42 +86,46 @@ class Downsample(nn.Module):
 
 
 class GatedCNNBlock(nn.Module):
-    """(B, h, w, C) -> (B, h, w, C). See the module's docstring; `kernel_size` and `drop_path` as in Algorithm 1."""
+    """(B, h, w, C) -> (B, h, w, C). See the module's docstring; `expansion` is hidden / C, `kernel_size` that of DWConv."""
 
-    def __init__(self, dim: int, mixer: str, d_state: int, kernel_size: int, drop_path: float):
+    def __init__(self, dim: int, mixer: str, d_state: int, kernel_size: int, expansion: float, drop_path: float):
         super().__init__()
-        hidden = int(8 / 3 * dim)
-        self.split = [hidden, hidden - dim, dim]
-        self.norm = Norm(dim)
-        self.fc1 = nn.Linear(dim, 2 * hidden)
-        self.act = nn.GELU()
+        hidden = int(expansion * dim)
+        self.mixer, self.dim = mixer, dim
+        self.norm = Norm(dim, feeds_linear=True)
+        self.fc1 = Linear(dim, 2 * hidden)
         if mixer != "identity":
             self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
-        if mixer in ("ssm", "ssm_causal"):
-            self.ssm = SSM(dim, d_state, bidirectional=mixer == "ssm")
-        self.mixer = mixer
-        self.fc2 = nn.Linear(hidden, dim)
+        if mixer in SCANS:
+            self.ssm = SSM(dim, d_state, *SCANS[mixer])
+        self.fc2 = Linear(hidden, dim)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
-    def mix(self, z: Tensor) -> Tensor:
+    def gate(self, z: Tensor) -> Tensor:
+        """GELU(gate) * concat(rest, mix(raw)) of z = [gate, rest, raw]: (B, h, w, 2 hidden) -> (B, h, w, hidden)."""
+        if self.mixer == "conv":
+            return gated_conv(z, self.conv)
         if self.mixer == "identity":
-            return z
-        z = channels_last(self.conv(channels_first(z)))
-        return z if self.mixer == "conv" else self.ssm(nn.functional.silu(z))
+            return gated(z, z[..., -self.dim :])
+        z, mixed = conv_silu(z, self.conv)
+        return gated(z, mixed if self.mixer == "act" else self.ssm(mixed))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, rest, mixed = torch.split(self.fc1(self.norm(x)), self.split, dim=-1)
-        y = self.fc2(self.act(gate) * torch.cat((rest, self.mix(mixed)), dim=-1))
-        return x + self.drop_path(y)
+        return x + self.drop_path(self.fc2(self.gate(self.fc1(self.norm(x)))))
 
 
 class MambaOut(nn.Module):
     """The backbone: (B, 3, H, W) -> a list of maps (B, C_i, H/s_i, W/s_i), finest first, s = 4, 8, 16, 32.
 
     depths, dims  blocks and channels of each stage (Table 4); one stage makes an isotropic network
-    mixer         one of MIXERS, in every block
+    mixer         one of MIXERS
+    mixer_stages  the stages, counted from 1, whose blocks have that mixer, the others the convolution; None is all
     d_state       N, used by the SSM mixers only
+    kernel_size   of the depthwise convolution, odd
+    expansion     hidden channels of a block as a multiple of its C, for a control that is matched in size
     drop_path     stochastic depth of the last block; the rate rises linearly from 0 over all blocks
+
+    Raises ValueError on a value that makes no network.
     """
 
     def __init__(
@@ -122,26 +133,40 @@ class MambaOut(nn.Module):
         depths: list[int],
         dims: list[int],
         mixer: str = "conv",
+        mixer_stages: list[int] | None = None,
         d_state: int = 16,
         kernel_size: int = 7,
+        expansion: float = 8 / 3,
         drop_path: float = 0.0,
     ):
         super().__init__()
         if mixer not in MIXERS:
             raise ValueError(f"backbone.mixer={mixer!r}: choose one of {', '.join(MIXERS)}")
-        if len(depths) != len(dims):
+        if len(depths) != len(dims) or not dims:
             raise ValueError(
                 f"backbone.depths has {len(depths)} stages and backbone.dims has {len(dims)}: give one each"
             )
+        stages = list(range(1, len(dims) + 1))
+        if mixer_stages is not None and (not mixer_stages or set(mixer_stages) - set(stages)):
+            raise ValueError(f"backbone.mixer_stages={mixer_stages}: give some of {stages}, or null for all")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"backbone.kernel_size={kernel_size}: give an odd number, such as 7")
+        if d_state < 1:
+            raise ValueError(f"backbone.d_state={d_state}: give a number from 1")
+        if expansion < 1:
+            raise ValueError(f"backbone.expansion={expansion}: give a number from 1; the published one is 8/3")
         self.dims = list(dims)
         self.strides = [4 * 2**i for i in range(len(dims))]
         self.downsample_layers = nn.ModuleList(
             [Stem(dims[0])] + [Downsample(a, b) for a, b in itertools.pairwise(dims)]
         )
+        mixers = [mixer if mixer_stages is None or stage in mixer_stages else "conv" for stage in stages]
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())
         self.stages = nn.ModuleList(
-            nn.Sequential(*(GatedCNNBlock(dim, mixer, d_state, kernel_size, next(rates)) for _ in range(depth)))
-            for depth, dim in zip(depths, dims, strict=True)
+            nn.Sequential(
+                *(GatedCNNBlock(dim, mixed, d_state, kernel_size, expansion, next(rates)) for _ in range(depth))
+            )
+            for depth, dim, mixed in zip(depths, dims, mixers, strict=True)
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:

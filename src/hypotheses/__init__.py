@@ -6,10 +6,10 @@ Data flows one way:
 
 config.py     composes the Hydra groups of conf/ into the plain values of one run
 sweep.py      a hypothesis of experiments/: starts the runs that are missing, then writes its report
-run.py        the runner: one config in, one record out
+run.py        the runner: one config in, one record out; with mode=eval, given weights in, one evaluation out
 data/         the demo's embedded data, and the class folders of ImageNet
 tasks/        what is trained and measured: build(run) -> job, train(job), evaluate(job) -> metrics
-backbones/    the networks: MambaOut with its SSM switch, ViT with its causal switch
+backbones/    the networks: MambaOut with its SSM switch, ViT with its causal switch; published weights for them
 cost.py       what a network costs: parameters and MACs, the scan included
 record.py     what a run leaves behind: identity, address, write, read back as a table
 experiment.py a hypothesis: claim, arms, seeds, margin, gates

@@ -75,8 +75,9 @@ class ImageNetRecipe:
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SOURCES = ("digits", "imagenet", "random")  # of images
 RECIPES = {"imagenet": ImageNetRecipe}
+MODES = ("train", "eval")
 PATHS = {"data", "imagenet", "outputs", "results"}
-KEYS = {"task", "backbone", "scale", "recipe", "hardware", "seed", "tag", "paths"}
+KEYS = {"task", "backbone", "scale", "recipe", "mode", "weights", "hardware", "seed", "tag", "paths"}
 
 
 # ---- composition -----------------------------------------------------------------------------------------------------
@@ -116,6 +117,20 @@ def resolve(cfg: Any) -> Config:
         raise UserError(f"seed={seed}: give a whole number from 0")
     if tag is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", str(tag)):
         raise UserError(f"tag={tag}: use letters, digits, - and _ only")
+    mode, weights = config["mode"]["name"], config["weights"]
+    if mode not in MODES:
+        raise UserError(f"mode.name={mode}: choose one of {', '.join(MODES)}")
+    if mode == "eval" and weights is None:
+        raise UserError(
+            "mode=eval needs weights to evaluate: add weights=SOURCE, a file, an https:// address or a hub id such as "
+            "timm/mambaout_tiny.in1k"
+        )
+    if mode == "train" and weights is not None:
+        raise UserError(
+            f"weights={weights}: training starts from its seed; add mode=eval to evaluate them, or leave weights out"
+        )
+    if weights is not None and not isinstance(weights, str):
+        raise UserError(f"weights={weights}: give a file, an https:// address or a hub id such as timm/NAME")
     recipe, hardware = config["recipe"], config["hardware"]
     optimizer, schedule = recipe["optimizer"], recipe["schedule"]
     checks = [

@@ -1,13 +1,16 @@
 """The runner: one config in, one record out. Skip if recorded, else build, train, evaluate, write.
 
     python -m hypotheses.run task=imagenet backbone=mambaout_atto_ssm seed=1
+    python -m hypotheses.run task=imagenet backbone=mambaout_tiny mode=eval weights=timm/mambaout_tiny.in1k
 
 It knows no library and no hypothesis. Nothing heavy is imported before it is needed.
 """
 
 import contextlib
 import fcntl
+import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,7 +21,7 @@ from typing import Any
 
 import hydra
 
-from hypotheses import data, record
+from hypotheses import allocator, data, record
 from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
 
@@ -28,6 +31,7 @@ NEEDED_BYTES = 200 * 2**20  # free space below which no run is started
 def run(config: Config) -> record.Record | None:
     """Make sure that the record of a run exists, and return it; None on the processes of a run that do not write it."""
     main_process = os.environ.get("RANK", "0") == "0"
+    allocator.keep_memory()
     check_space(config)
     images = data.prepare(config)
     address = record.address(config)
@@ -71,6 +75,96 @@ def run(config: Config) -> record.Record | None:
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     print(f"{address}: {shown}; {result['seconds']:.0f} seconds; {record.path(config)}")
     return result
+
+
+def evaluate(config: Config) -> dict[str, Any] | None:
+    """Measure given weights on the validation split and write results/evaluations/<address>.json, which no verdict reads.
+
+    The same file, config, data and code are not measured twice. None on the processes that do not write.
+    """
+    main_process = os.environ.get("RANK", "0") == "0"
+    allocator.keep_memory()
+    check_space(config)
+    check_devices(config)
+
+    from hypotheses import backbones, cost, tasks
+    from hypotheses.backbones import weights
+
+    source = config["weights"]
+    network = cost.of_run(config)
+    # a file that does not fit is known before the data are read and processes are started
+    model = backbones.build_classifier(config["backbone"], config["recipe"]["num_classes"], config["seed"])
+    digest = weights.load(model, source)
+    check_origin(config, weights.locate(source))
+    images = data.prepare(config)
+    names = (config["scale"]["name"], config["task"]["name"], config["backbone"]["name"])
+    file = f"{digest[:12]}_{config['recipe']['image_size']}.json"
+    target = Path(config["paths"]["results"], "evaluations", *names, file)
+    asked = {
+        "config": {key: config[key] for key in record.IDENTITY},
+        "data_fingerprint": images.fingerprint,
+        "weights_sha256": digest,
+    }
+    if done := evaluated(target, asked):
+        if main_process:
+            print(f"{summary(done)}; evaluated before by the same code, nothing to do ({target})")
+        return done
+    if launches_others(config):
+        launch(config)
+    import torch
+
+    if threads := config["hardware"]["threads"]:
+        torch.set_num_threads(threads)
+    task = tasks.load(config["task"]["name"])
+    started = time.monotonic()
+    metrics = task.evaluate(task.build(tasks.Run(config, images, target.parent)))
+    if not main_process:
+        return None
+    result = asked | {
+        "weights": source,
+        "metrics": metrics,
+        "cost": network,
+        "seconds": round(time.monotonic() - started, 1),
+        "provenance": record.provenance(config, device_name(config)),
+    }
+    record.write_aside(target, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    print(f"{summary(result)}; {target}")
+    return result
+
+
+def evaluated(target: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of an evaluation that the same code has made of the same file, config and data; else None."""
+    try:
+        done = json.loads(target.read_text())
+        same = done["provenance"]["code"] == record.code_fingerprint() and all(done[k] == v for k, v in asked.items())
+        return done if same and {"metrics", "seconds", "weights"} <= done.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none there, or not one of ours: made again
+        return None
+
+
+def summary(result: dict[str, Any]) -> str:
+    metrics, backbone = result["metrics"], result["config"]["backbone"]["name"]
+    return (
+        f"{backbone}, {result['weights']}: top-1 {metrics['top1_percent']:.2f} %, top-5 {metrics['top5_percent']:.2f} %, "
+        f"{metrics['val_images']} images of {result['config']['recipe']['image_size']} pixels, "
+        f"{result['seconds']:.0f} seconds"
+    )
+
+
+def check_origin(config: Config, file: Path) -> None:
+    """Raise where outputs/.../<backbone>/seed_<k>/weights.pt would be measured as another arm (a causal ViT has the same
+    shapes), or on images drawn from another seed (it was trained on some)."""
+    *_, arm, seed, _ = ("", "", "", *file.resolve().parts)
+    if not (trained := re.fullmatch(r"seed_(\d+)", seed)):
+        return
+    backbone = arm.split("+")[0]
+    if backbone != config["backbone"]["name"]:
+        raise UserError(f"weights={config['weights']} are of a run of another backbone: add backbone={backbone}")
+    if config["recipe"]["data"]["source"] != "imagenet" and int(trained[1]) != config["seed"]:
+        raise UserError(
+            f"weights={config['weights']} are of seed {trained[1]}, and its images for training can be among those that "
+            f"seed={config['seed']} evaluates on: add seed={trained[1]}"
+        )
 
 
 def check_space(config: Config) -> None:
@@ -152,7 +246,8 @@ def device_name(config: Config) -> str:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def compose_and_run(cfg: Any) -> None:
     with one_line(), explained():  # in here too, since Hydra adds a line of its own to an exception that reaches it
-        run(resolve(cfg))
+        config = resolve(cfg)
+        evaluate(config) if config["mode"]["name"] == "eval" else run(config)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ class Images:
 
     root         its folder, with train/<class>/ and val/<class>/; None for made-up images
     classes      class names in the order of the labels
-    fingerprint  changes when the data do; part of the run's identity
+    fingerprint  changes when the data do; part of the run's identity. An evaluation looks at val/ alone
     """
 
     root: Path | None
@@ -49,7 +49,8 @@ def prepare(config: Config) -> Images:
         return Images(root, tuple(str(label) for label in range(10)), fingerprint)
     if source == "imagenet":
         root = Path(config["paths"]["imagenet"])
-        classes, fingerprint = folder.check(root, num_classes, data["classes"])
+        splits = ("val",) if config["mode"]["name"] == "eval" else folder.SPLITS
+        classes, fingerprint = folder.check(root, num_classes, data["classes"], splits)
         return Images(root, classes, fingerprint)
     assert source == "random", source
     digest = hashlib.sha256(json.dumps([data, config["seed"]], sort_keys=True).encode())

@@ -21,41 +21,45 @@ def list_images(root: Path, split: str, classes: Iterable[str]) -> list[tuple[st
     return samples
 
 
-def check(root: Path, num_classes: int, class_list: str | None) -> tuple[tuple[str, ...], str]:
+def check(
+    root: Path, num_classes: int, class_list: str | None, splits: tuple[str, ...] = SPLITS
+) -> tuple[tuple[str, ...], str]:
     """The class names and the fingerprint (names and sizes of all files) of an image folder, checked.
 
     class_list  a file beside this one that names the classes to use, one a line; None for all that are there
+    splits      what is looked at: for an evaluation val/ alone
 
     Raises UserError where a folder or a class is missing or empty, or the number of classes is not `num_classes`.
     """
-    for split in SPLITS:
+    for split in splits:
         if not (root / split).is_dir():
+            expected = " and ".join(f"{root}/{s}/<class>/*.JPEG" for s in splits)
             raise UserError(
-                f"no images at {root / split}: expected {root}/train/<class>/*.JPEG and {root}/val/<class>/*.JPEG; "
+                f"no images at {root / split}: expected {expected}; "
                 'say where they are with paths.imagenet=FOLDER (with make: ARGS="paths.imagenet=FOLDER"), '
                 "or use the demo scale, which needs no download"
             )
-    names = {split: {e.name for e in os.scandir(root / split) if e.is_dir()} for split in SPLITS}
+    names = {split: {e.name for e in os.scandir(root / split) if e.is_dir()} for split in splits}
     if class_list:
         wanted = set((Path(__file__).parent / class_list).read_text().split())
-        for split in SPLITS:
+        for split in splits:
             if missing := sorted(wanted - names[split]):
                 raise UserError(
                     f"{root / split} lacks {len(missing)} of the {len(wanted)} classes of {class_list}, "
                     f"{missing[0]} first: point paths.imagenet at a whole ImageNet-1K"
                 )
             names[split] = wanted
-    if odd := sorted(names["train"] ^ names["val"]):
+    if odd := sorted(names[splits[0]] ^ names[splits[-1]]):
         raise UserError(
             f"{root}: {len(odd)} classes are in only one of train/ and val/, {odd[0]} first: make them equal"
         )
-    classes = tuple(sorted(names["train"]))
+    classes = tuple(sorted(names[splits[0]]))
     if len(classes) != num_classes:
         raise UserError(
             f"{root}: {len(classes)} class folders, but recipe.num_classes={num_classes}: set one to the other"
         )
     digest = hashlib.sha256()
-    for split in SPLITS:
+    for split in splits:
         counts = [0] * len(classes)
         for path, label in list_images(root, split, classes):
             counts[label] += 1

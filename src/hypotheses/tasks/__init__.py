@@ -1,6 +1,7 @@
 """What a task is: a module with three functions.
 
-    build(run) -> job             the network, data and trainer of a run; reads the config, changes nothing
+    build(run) -> job             the network, data and trainer of a run; reads the config, changes nothing. In mode=eval
+                                  the network has the given weights, and there is nothing to train on
     train(job)                    to the end of its schedule
     evaluate(job) -> metrics      {name_with_unit: value}, percent where it is a share
 

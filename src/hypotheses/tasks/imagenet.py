@@ -30,6 +30,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hypotheses import backbones
+from hypotheses.backbones import weights
 from hypotheses.config import Config
 from hypotheses.data.folder import list_images
 from hypotheses.errors import UserError
@@ -47,30 +48,38 @@ class Job:
     module: "Classification"
     trainer: L.Trainer
     report: "Report"
-    train_loader: DataLoader
+    train_loader: DataLoader | None  # None in mode=eval
     val_loader: DataLoader
     run: Run
 
 
 def build(run: Run) -> Job:
     """The network, data and trainer of a run. Raises UserError where the recipe does not fit the hardware."""
-    config, recipe = run.config, run.config["recipe"]
+    config, recipe, hardware = run.config, run.config["recipe"], run.config["hardware"]
     quieten()
-    share = divide(recipe["batch_size"], world_size(), config["hardware"]["max_batch_per_device"])
-    if recipe["mix"] and share.images % 2:
-        raise UserError(
-            f"recipe.mix needs an even number of images at a time, not {share.images}: change the batch size"
-        )
-    train_loader, val_loader = loaders(run, share.images)
-    steps_per_epoch = len(train_loader) // share.passes
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"recipe.batch_size={recipe['batch_size']} is more than the images for training: make it smaller"
-        )
-    module = Classification(config, steps_per_epoch)
-    hardware = config["hardware"]
     distributed = world_size() > 1
     cpu = hardware["accelerator"] == "cpu" or not torch.cuda.is_available()
+    if config["mode"]["name"] == "eval":
+        most = hardware["max_batch_per_device"]
+        most = min(most, 64) if cpu else most  # for the memory, and for a bar that moves
+        share = divide(recipe["batch_size"], world_size(), most)
+        train_loader, steps_per_epoch = None, 1
+        module = Classification(config, steps_per_epoch)
+        weights.load(module.model, config["weights"])
+    else:
+        share = divide(recipe["batch_size"], world_size(), hardware["max_batch_per_device"])
+        if recipe["mix"] and share.images % 2:
+            raise UserError(
+                f"recipe.mix needs an even number of images at a time, not {share.images}: change the batch size"
+            )
+        train_loader = loader(run, "train", share.images)
+        steps_per_epoch = len(train_loader) // share.passes
+        if steps_per_epoch == 0:
+            raise UserError(
+                f"recipe.batch_size={recipe['batch_size']} is more than the images for training: make it smaller"
+            )
+        module = Classification(config, steps_per_epoch)
+    val_loader = loader(run, "val", share.images)
     report = Report(run, recipe["epochs"] * steps_per_epoch)
     trainer = L.Trainer(
         accelerator=hardware["accelerator"],
@@ -82,7 +91,7 @@ def build(run: Run) -> Job:
         accumulate_grad_batches=share.passes,
         check_val_every_n_epoch=recipe["validate_every"],
         deterministic=True if cpu else "warn",
-        callbacks=[report],
+        callbacks=[EvaluationBar(run) if train_loader is None else report],
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         logger=False,
@@ -105,14 +114,17 @@ def train(job: Job) -> None:
     except SystemExit:  # what it makes of Ctrl-C
         raise KeyboardInterrupt from None
     if job.trainer.is_global_zero:
-        weights = io.BytesIO()
-        torch.save(job.module.model.state_dict(), weights)
-        write_aside(job.run.folder / "weights.pt", weights.getvalue())
+        content = io.BytesIO()
+        torch.save(job.module.model.state_dict(), content)
+        write_aside(job.run.folder / "weights.pt", content.getvalue())
 
 
 def evaluate(job: Job) -> dict[str, float]:
     """top1_percent, top5_percent and loss (nats) over the whole validation split, and its number of images."""
-    job.trainer.validate(job.module, job.val_loader, verbose=False)
+    try:
+        job.trainer.validate(job.module, job.val_loader, verbose=False)
+    except SystemExit:  # what it makes of Ctrl-C
+        raise KeyboardInterrupt from None
     return job.module.metrics | {"val_images": len(job.val_loader.dataset)}  # type: ignore[arg-type]
 
 
@@ -250,6 +262,28 @@ class Report(L.Callback):
             self.progress.close()
 
 
+class EvaluationBar(L.Callback):
+    """A bar of the batches of an evaluation, on the main process."""
+
+    def __init__(self, run: Run):
+        self.name = f"{run.config['task']['name']} {run.config['backbone']['name']}"
+
+    def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
+        from tqdm import tqdm
+
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self.bar = tqdm(
+            total=trainer.num_val_batches[0], desc=self.name, unit="batch", mininterval=interval, dynamic_ncols=True,
+            disable=not trainer.is_global_zero,
+        )  # fmt: skip
+
+    def on_validation_batch_end(self, trainer: L.Trainer, module: Any, *_: Any, **__: Any) -> None:
+        self.bar.update()
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.bar.close()
+
+
 def check_finite(loss: float, when: str) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} {when}")
@@ -316,26 +350,23 @@ class EpochSampler(Sampler[Key]):
         return ((self.epoch, int(i)) for i in order[rank() :: world_size()])
 
 
-def loaders(run: Run, batch: int) -> tuple[DataLoader, DataLoader]:
-    """Loaders of training (shuffled, in batches of this process's share) and validation."""
+def loader(run: Run, split: str, batch: int) -> DataLoader:
+    """Batches of this process's share of a split: `train` shuffled, `val` all of it in order."""
     recipe, hardware, seed = run.config["recipe"], run.config["hardware"], run.config["seed"]
-    train_set, val_set = (dataset(run, split) for split in ("train", "val"))
+    data = dataset(run, split)
     workers = hardware["workers"]
     if workers is None:
         workers = 0 if recipe["in_memory"] else 8 if torch.cuda.is_available() else max(1, torch.get_num_threads() - 1)
-
-    def loader(data: Dataset, global_batch: int | None) -> DataLoader:
-        return DataLoader(
-            data,
-            batch_size=batch,
-            sampler=EpochSampler(len(data), global_batch, seed),  # type: ignore[arg-type]
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            collate_fn=as_it_is,
-        )
-
-    return loader(train_set, recipe["batch_size"]), loader(val_set, None)
+    global_batch = recipe["batch_size"] if split == "train" else None
+    return DataLoader(
+        data,
+        batch_size=batch,
+        sampler=EpochSampler(len(data), global_batch, seed),  # type: ignore[arg-type]
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        collate_fn=as_it_is,
+    )
 
 
 def as_it_is(batch: Any) -> Any:

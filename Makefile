@@ -41,8 +41,21 @@ test: .venv/ready  ## Lint, types and tests (the slow ones: make test-slow)
 test-slow: .venv/ready  ## The tests that take longer: whole sweeps, two processes, set-up
 	@$(PY) -m pytest -m slow $(ARGS)
 
-bench: .venv/ready  ## Measure the trainer's overhead against a plain loop
+bench: .venv/bench  ## Measure the scan, the networks and the trainer against their peers (half an hour)
+	@$(PY) benchmarks/scan.py
+	@$(PY) benchmarks/scan.py --mode forward
+	@$(PY) benchmarks/scan.py --memory
+	@$(PY) benchmarks/scan.py --accuracy
+	@for model in femto tiny; do for mode in training inference; do \
+		$(PY) benchmarks/backbone.py --model mambaout_$$model --mode $$mode && \
+		$(PY) benchmarks/backbone.py --model mambaout_$$model --mode $$mode --stack || exit 1; done; done
+	@$(PY) benchmarks/backbone.py --model mambaout_atto --arms
 	@$(PY) benchmarks/trainer_overhead.py
+
+# the peers of the benchmarks: in the lock file too, but only installed for them
+.venv/bench: .venv/ready
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $$(sed -n 's/ *# bench$$//p' requirements.lock)
+	@touch $@
 
 reference: .venv/ready  ## Copy the demo's records and report to results/reference, to be committed
 	@$(PY) -m hypotheses.report 1 --scale demo > /dev/null
@@ -66,8 +79,8 @@ need-hyp:
 	@find .venv/lib -maxdepth 4 -name '*.dist-info' -type d ! -exec test -e {}/RECORD \; -prune -exec rm -rf {} +
 	@echo "  1/3 pip and setuptools"
 	@$(PY) -m pip install --quiet --disable-pip-version-check $$(grep -E '^(pip|setuptools)==' requirements.lock)
-	@echo "  2/3 the $$(grep -c == requirements.lock) packages of requirements.lock"
-	@$(PY) -m pip install --disable-pip-version-check --no-deps -r requirements.lock \
+	@echo "  2/3 the $$(grep == requirements.lock | grep -vc '# bench$$') packages of requirements.lock"
+	@$(PY) -m pip install --disable-pip-version-check --no-deps -r <(grep -v '# bench$$' requirements.lock) \
 		| awk '/^(Collecting|Processing|Requirement)/ {if (++n % 20 == 0) print "      " n " found"} /^Installing/ {print "      installing them, a minute or two without a word"} {fflush()}' \
 		|| { echo "error: pip could not install requirements.lock (see above): check the network and the disk, then type the same command again" >&2; exit 2; }
 	@echo "  3/3 the project itself"

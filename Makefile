@@ -64,7 +64,7 @@ reference: .venv/ready  ## Copy the demo's records and report to results/referen
 	$(PY) -m hypotheses.report 1 --scale demo paths.results=results/reference
 
 clean:  ## Remove what the demo has made: its digits, logs, records and reports
-	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/hypothesis_*
+	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/hypothesis_*
 
 need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi

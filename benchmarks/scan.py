@@ -2,6 +2,8 @@
 
     python benchmarks/scan.py                   speed, forward and backward, median ratios of interleaved rounds
     python benchmarks/scan.py --mode forward    forward alone, and its share of the rate at which this machine does exp
+    python benchmarks/scan.py --channels-first  the peers' tensors as (B, D, L), the interface of mamba_ssm, which is not what
+                                                mambapy wants: it takes twice the time
     python benchmarks/scan.py --memory          peak extra memory of a training step at 4096 tokens
     python benchmarks/scan.py --accuracy        error against a float64 scan, values and gradients
     python benchmarks/scan.py --loops           with the reference recurrences of mamba_ssm and transformers, whose
@@ -108,14 +110,17 @@ def call(way, tensors: list[Tensor], mode: str):
     return lambda: torch.autograd.grad(way(*tensors), tensors, weight)
 
 
-def speed(mode: str, rounds: int, loops: bool) -> None:
+def speed(mode: str, rounds: int, loops: bool, channels_first: bool) -> None:
     exp_rate = exp_per_second() if mode == "forward" else 0.0
     for shape in SHAPES:
         batch, channels, states, length = shape
         ways = WAYS | (LOOPS if loops and length < 600 else {})
         tensors = inputs(shape)
-        seconds = measure({name: call(way, tensors, mode) for name, way in ways.items()}, rounds)
-        print(f"\nB, D, N, L = {batch}, {channels}, {states}, {length}; {mode}; {rounds} rounds")
+        theirs = [v.mT.contiguous().mT if v.ndim == 3 else v for v in tensors] if channels_first else tensors
+        calls = {n: call(way, tensors if n.startswith("ours") else theirs, mode) for n, way in ways.items()}
+        seconds = measure(calls, rounds)
+        layout = ", the peers' tensors as (B, D, L)" if channels_first else ""
+        print(f"\nB, D, N, L = {batch}, {channels}, {states}, {length}; {mode}{layout}; {rounds} rounds")
         for name, each in seconds.items():
             print(f"  {name:24s} {1e3 * statistics.median(each):9.2f} ms (median)", end="")
             if name.startswith("ours"):
@@ -203,6 +208,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--loops", action="store_true")
+    parser.add_argument("--channels-first", action="store_true")
     parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -214,7 +220,7 @@ def main() -> None:
     elif asked.accuracy:
         accuracy()
     else:
-        speed(asked.mode, asked.rounds, asked.loops)
+        speed(asked.mode, asked.rounds, asked.loops, asked.channels_first)
     print(machine("mambapy", *(["transformers"] if asked.loops else [])))
 
 

@@ -1,11 +1,45 @@
 """The benchmarks run; what they measure is no matter of a test."""
 
+import importlib.util
+import re
 import subprocess
 import sys
 
 import pytest
 
+from conftest import BACKBONES
 from hypotheses.config import ROOT
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mambapy") is None, reason="the peers are installed by `make bench` only")
+def test_the_scan_is_measured():
+    shown = run("benchmarks/scan.py", "--accuracy")
+    assert shown.count("ours, compiled") == 4 and "mambapy" in shown.splitlines()[-1]
+    errors = [float(e) for e in re.findall(r"(?:y|d\w+) (\d\.\de[-+]\d+)", shown)]
+    assert len(errors) == 4 * 4 * 7 and max(errors) <= 1e-6
+
+
+@pytest.mark.slow
+def test_the_networks_are_measured():
+    shown = run("benchmarks/backbone.py", "--rounds", "1", "--mode", "inference")
+    assert shown.count("x timm") == 4
+    difference = re.search(r"largest difference of the outputs with the same weights (\S+)", shown)
+    assert difference and float(difference[1]) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_arms_are_measured():
+    shown = run("benchmarks/backbone.py", "--model", "mambaout_atto", "--arms", "--rounds", "1")
+    assert shown.count("x mambaout_atto's") == sum(name.startswith("mambaout_atto") for name in BACKBONES)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Every way to compute the selective scan, against the readable reference in float64: values and gradients."""
 
+import os
+import platform
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from hypotheses.backbones import kernels, scan
 from hypotheses.backbones.scan import FUNCTIONS, selective_scan, selective_scan_reference
+from hypotheses.config import ROOT
 from hypotheses.errors import UserError
 
 # B, L, K, E, N: one token; lengths around the kernel's chunk of 32; channels around its blocks of 8 and 16; odd N
@@ -223,8 +226,6 @@ SCRIPT = (
 
 
 def run(**environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     return subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
     )
@@ -273,3 +274,23 @@ def test_a_home_that_cannot_be_written_to_is_no_obstacle(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert run(XDG_CACHE_HOME=str(blocked)).stdout.startswith("cpp")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64" or kernels.library("scan") is None, reason="no x86 compiler here")
+def test_the_kernels_are_right_on_a_processor_without_avx512(tmp_path):
+    """Built for AVX2, whose vectors are half as long, the same tests pass."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nexec g++ "$@" $([ "$1" = --version ] || echo -march=x86-64-v3)\n')
+    compiler.chmod(0o755)
+    files = ("tests/test_scan.py", "tests/test_gate.py", "tests/test_norm.py", "tests/test_ssm.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", *files],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path)},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert len(list((tmp_path / "hypotheses").glob("*.so"))) == 3

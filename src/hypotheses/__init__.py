@@ -9,8 +9,10 @@ sweep.py      a hypothesis of experiments/: starts the runs that are missing, th
 run.py        the runner: one config in, one record out; with mode=eval, given weights in, one evaluation out
 data/         the demo's embedded data, and the class folders of ImageNet
 tasks/        what is trained and measured: build(run) -> job, train(job), evaluate(job) -> metrics
-backbones/    the networks: MambaOut with its SSM switch, ViT with its causal switch; published weights for them
-cost.py       what a network costs: parameters and MACs, the scan included
+backbones/    the networks: MambaOut with the switch between its arms, ViT with its causal switch; the selective scan and
+              the kernels that make them fast on a CPU; published weights for them
+cost.py       what a network costs: parameters, MACs with the scan, memory for training, tokens; prints them as a table
+allocator.py  memory that a CPU run keeps for its next tensors
 record.py     what a run leaves behind: identity, address, write, read back as a table
 experiment.py a hypothesis: claim, arms, seeds, margin, gates
 verdict.py    from paired metrics to supported, refuted or inconclusive

@@ -11,7 +11,7 @@
 
 Peers: mambapy's parallel scan (`pip install mambapy`), and the recurrence as a loop over tensors from `unbind`. mamba_ssm's
 own reference indexes its tensors step by step, which makes its backward quadratic in the length: it is restated here in a
-few lines (`indexed_loop`), shown with --loops and no yardstick. HYPOTHESES_SCAN, HYPOTHESES_KERNELS and CXX have no say here.
+few lines (`indexed_loop`), shown with --loops and no yardstick. The compiled scan needs a compiler (CXX, as everywhere).
 """
 
 import argparse
@@ -212,6 +212,8 @@ def main() -> None:
     parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    if kernels.library("scan") is None:
+        parser.error("there is no compiled scan to measure: install g++, and leave HYPOTHESES_KERNELS alone")
     if asked.peak_of:
         print(peak_of(asked.peak_of))
         return

@@ -6,6 +6,7 @@ from torch import nn
 
 from conftest import BACKBONES
 from hypotheses import backbones, cost
+from hypotheses.backbones import kernels
 from hypotheses.backbones.ssm import SSM
 from hypotheses.config import compose
 from hypotheses.errors import UserError
@@ -207,6 +208,17 @@ def test_positions_are_interpolated_to_other_sizes():
         model(torch.zeros(1, 3, 30, 32))
 
 
+def test_the_kernels_of_an_arm_are_named():
+    """What it is computed with, and nothing that it does not have."""
+    used = {
+        arm: backbones.kernels_used(config(f"mambaout_atto{arm}"), "cpu") for arm in ("", "_ssm", "_k13", "_identity")
+    }
+    assert "scan" not in used[""] and used["_ssm"]["scan"] == ("cpp" if kernels.library("scan") else "chunked")
+    assert used["_k13"]["gate"] == "plain" and used[""]["gate"] == ("cpp" if kernels.library("gate") else "plain")
+    assert used[""] == {k: v for k, v in used["_ssm"].items() if k != "scan"} == used["_identity"]
+    assert backbones.kernels_used(config("vit_atto"), "cpu") == {}
+
+
 def test_norms_biases_and_the_states_of_the_ssm_are_not_decayed():
     model = backbones.build_classifier(config("mambaout_atto_ssm"), 10, 0)
     decayed, free = backbones.decay_groups(model, 0.05)
@@ -229,7 +241,11 @@ def test_norms_biases_and_the_states_of_the_ssm_are_not_decayed():
         ({"kernel_size": 6}, "give an odd number"),
         ({"mixer_stages": [2]}, r"give some of \[1\], or null"),
         ({"mixer_stages": []}, r"give some of \[1\], or null"),
-        ({"d_state": 0}, "give a number from 1"),
+        ({"d_state": 0}, "give whole numbers from 1"),
+        ({"depths": [-1]}, "give whole numbers from 1"),
+        ({"dims": [0]}, "give whole numbers from 1"),
+        ({"d_state": "abc"}, "give whole numbers from 1"),
+        ({"kernel_size": 7.5}, "give whole numbers from 1"),
         ({"expansion": 0.5}, "the published one is 8/3"),
     ],
 )

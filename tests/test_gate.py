@@ -57,6 +57,68 @@ def test_the_fused_gate_equals_the_plain_one(shape, convolved):
         assert (found.double() - b).norm() <= 5e-3 * b.norm()
 
 
+def permuted(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(shape[::-1]).permute(*reversed(range(len(shape))))
+
+
+@pytest.mark.parametrize("gradient", [lambda s: torch.ones(()).expand(s), permuted], ids=["expanded", "permuted"])
+@pytest.mark.parametrize("convolved", [True, False])
+def test_a_gradient_of_any_layout(convolved, gradient):
+    """As a sum or a mean makes them, which are not contiguous."""
+    z = torch.randn(3, 9, 10, 80)
+    other = nn.Conv2d(24, 24, 7, padding=3, groups=24) if convolved else torch.randn(3, 9, 10, 24)
+    weight = gradient((3, 9, 10, 40))
+    found = []
+    for function in (gate.gated_conv_plain, gate.gated_conv) if convolved else (gate.gated_plain, gate.gated):
+        leaf = z.clone().requires_grad_()
+        found.append(torch.autograd.grad(function(leaf, other), leaf, weight)[0])
+    assert (found[0] - found[1]).norm() <= 1e-6 * found[0].norm()
+
+
+@pytest.mark.parametrize("gradient", [lambda s: torch.ones(()).expand(s), permuted], ids=["expanded", "permuted"])
+def test_the_convolution_before_an_ssm_adds_its_gradient(gradient):
+    z, conv = torch.randn(2, 5, 6, 80), nn.Conv2d(24, 24, 7, padding=3, groups=24)
+    weights = [gradient((2, 5, 6, 80)), gradient((2, 5, 6, 24))]
+    found = []
+    for function in (gate.conv_silu_plain, gate.conv_silu):
+        leaf = z.clone().requires_grad_()
+        found.append(torch.autograd.grad(function(leaf, conv), leaf, weights)[0])
+    assert (found[0] - found[1]).norm() <= 1e-6 * found[0].norm()
+
+
+def test_what_the_kernel_cannot_do_takes_the_plain_way():
+    z = torch.randn(1, 8, 8, 16)
+    for conv in (
+        nn.Conv2d(3, 3, (7, 1), padding=(3, 0), groups=3),
+        nn.Conv2d(3, 3, 7, padding=6, dilation=2, groups=3),
+        nn.Conv2d(3, 3, 7, padding=3, groups=3, bias=False),
+        nn.Conv2d(3, 3, 7, padding=3),
+        nn.Conv2d(3, 3, 7, padding=3, groups=3, padding_mode="reflect"),
+    ):
+        assert torch.equal(gate.gated_conv(z, conv), gate.gated_conv_plain(z, conv))
+    with pytest.raises(ValueError, match="does not belong to z"):
+        gate.gated(z, torch.randn(1, 2, 2, 3))
+
+
+@pytest.mark.parametrize("mixer", ["conv", "identity", "act", "ssm", "sham"])
+@pytest.mark.parametrize("change", [lambda m: m.bfloat16(), lambda m: m.double()], ids=["bfloat16", "float64"])
+def test_every_arm_takes_every_precision_and_no_images(mixer, change):
+    model = change(
+        backbones.build_classifier(compose(["backbone=mambaout_atto"])["backbone"] | {"mixer": mixer}, 10, 0)
+    )
+    dtype = next(model.parameters()).dtype
+    logits = model(torch.randn(2, 3, 32, 32, dtype=dtype))
+    assert logits.dtype == dtype and logits.isfinite().all()
+    assert model(torch.empty(0, 3, 32, 32, dtype=dtype)).shape == (0, 10)
+    logits.sum().backward()
+
+
+@pytest.mark.parametrize("mixer", ["conv", "ssm"])
+def test_no_images_are_no_error(mixer):
+    model = backbones.build_classifier(compose(["backbone=mambaout_atto"])["backbone"] | {"mixer": mixer}, 10, 0)
+    model(torch.empty(0, 3, 32, 32)).sum().backward()
+
+
 def test_gelu_is_exact_where_it_vanishes():
     """Its tails, which a formula with 1 - erf loses, and NaN, which must not be lost."""
     x = torch.linspace(-12, 12, 481)

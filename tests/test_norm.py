@@ -55,6 +55,11 @@ def test_before_a_linear_layer_autocast_is_anticipated():
     assert torch.equal(y[0], plain(x))
 
 
+def test_a_map_of_other_channels_is_refused():
+    with pytest.raises(RuntimeError, match="normalized_shape"):
+        Norm(8)(torch.randn(2, 3, 9))
+
+
 def test_a_value_that_is_not_a_number_stays_one():
     x = torch.randn(2, 24)
     x[1, 3] = float("nan")

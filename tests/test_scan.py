@@ -198,8 +198,8 @@ def test_the_choice_on_a_gpu(monkeypatch):
     monkeypatch.setattr(scan.scan_gpu, "triton", None)
     assert scan.implementation(OnGPU()) == "chunked"
     monkeypatch.setenv("HYPOTHESES_SCAN", "mamba_ssm")
-    with pytest.raises(UserError, match="no scan without memory"):
-        selective_scan(*inputs((1, 2, 1, 1, 1)).values(), memory=False)
+    with pytest.raises(UserError, match=r"cannot be had here for float32 on cuda without memory \(the sham\)"):
+        scan.implementation(OnGPU(), memory=False)
 
 
 def test_one_function_chooses(monkeypatch):
@@ -225,6 +225,50 @@ SCRIPT = (
 )
 
 
+@pytest.mark.parametrize("way", ["cpp", "triton", "mamba_ssm"])
+def test_a_way_that_cannot_be_had_here_is_refused(way, monkeypatch):
+    monkeypatch.setenv("HYPOTHESES_SCAN", way)
+    with pytest.raises(UserError, match=f"{way} cannot be had here for float64 on cpu: choose auto"):
+        selective_scan(*inputs((1, 2, 1, 1, 1)).values())
+
+
+@pytest.mark.parametrize("name", ["dt", "A", "B", "C", "D", "dt_bias", "orders"])
+def test_tensors_that_do_not_belong_together_are_refused(name):
+    tensors = inputs((2, 5, 2, 6, 3), bias=True, permuted=True)
+    selective_scan(**tensors)
+    with pytest.raises(ValueError, match=f"{name} is"):
+        selective_scan(**tensors | {name: tensors[name][..., :-1]})
+    if name != "orders":
+        with pytest.raises(ValueError, match=f"{name} is"):
+            selective_scan(**tensors | {name: tensors[name].float()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_images_are_no_error(dtype):
+    tensors = {k: v.to(dtype) for k, v in inputs((0, 5, 2, 6, 3)).items()}
+    assert selective_scan(**tensors).shape == (0, 5, 6)
+
+
+def test_orders_of_any_kind(monkeypatch):
+    """As int64, and as a part of a larger tensor."""
+    need("cpp")
+    tensors = {k: v if k == "orders" else v.float() for k, v in inputs((2, 9, 2, 6, 3), permuted=True).items()}
+    true = selective_scan(**tensors)
+    wide = torch.stack((tensors["orders"], tensors["orders"]), -1).long()[..., 0]
+    assert torch.equal(selective_scan(**tensors | {"orders": wide}), true)
+
+
+def test_nan_is_not_lost():
+    """Of any bit pattern: a run that diverges must show it."""
+    for bits in (0x7FC00000, 0x7FC00001, 0x7FFFFFFF, -1):
+        nan = torch.tensor([bits], dtype=torch.int32).view(torch.float32)
+        assert nan.isnan()
+        for name in ("x", "dt", "A", "B", "C"):
+            tensors = {k: v.float() for k, v in inputs((1, 40, 1, 20, 2)).items()}
+            tensors[name].view(-1)[0] = nan[0]
+            assert selective_scan(**tensors).isnan().any(), (name, bits)
+
+
 def run(**environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
@@ -241,6 +285,18 @@ def test_without_a_compiler_one_line_says_so_and_the_result_is_the_same(tmp_path
     way, total = without.stdout.split()
     assert way == "chunked" and off.stdout == without.stdout
     assert float(run().stdout.split()[1]) == pytest.approx(float(total), rel=1e-6)
+
+
+def test_a_user_without_a_home_and_a_compiler_without_a_version_are_no_obstacles(tmp_path):
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexit 0\n")
+    silent.chmod(0o755)
+    done = run(CXX=str(silent), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 0 and done.stdout.startswith("chunked") and done.stderr.count("\n") == 1
+    if kernels.library("scan") is not None:
+        (tmp_path / "cache" / "hypotheses").chmod(0o777)  # others could put a library there
+        shared = run(XDG_CACHE_HOME=str(tmp_path / "cache"))
+        assert shared.stdout.startswith("cpp") and not list((tmp_path / "cache" / "hypotheses").iterdir())
 
 
 def test_a_compiler_that_fails_is_named(tmp_path):

@@ -105,7 +105,7 @@ def evaluate(config: Config) -> dict[str, Any] | None:
         "data_fingerprint": images.fingerprint,
         "weights_sha256": digest,
     }
-    if done := evaluated(target, asked):
+    if done := evaluated(target, asked, config):
         if main_process:
             print(f"{summary(done)}; evaluated before by the same code, nothing to do ({target})")
         return done
@@ -132,11 +132,13 @@ def evaluate(config: Config) -> dict[str, Any] | None:
     return result
 
 
-def evaluated(target: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of an evaluation that the same code has made of the same file, config and data; else None."""
+def evaluated(target: Path, asked: dict[str, Any], config: Config) -> dict[str, Any] | None:
+    """The result of an evaluation of the same file, config and data by the same code, software and device; else None."""
+    now = record.provenance(config, device_name(config))
     try:
         done = json.loads(target.read_text())
-        same = done["provenance"]["code"] == record.code_fingerprint() and all(done[k] == v for k, v in asked.items())
+        same = all(done["provenance"][key] == now[key] for key in ("code", "packages", "kernels", "device"))
+        same &= all(done[key] == value for key, value in asked.items())
         return done if same and {"metrics", "seconds", "weights"} <= done.keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none there, or not one of ours: made again
         return None

@@ -214,16 +214,17 @@ def same_provenance(runs: Runs, arms: Arms, seeds: Sequence[int]) -> Gate:
     first = runs[arms.control, seeds[0]]
 
     def view(record: Record) -> dict[str, Any]:
-        return {
-            key: record["provenance"][key] for key in ("code", "python", "packages", "device", "hardware", "kernels")
-        }
+        return {key: record["provenance"][key] for key in ("code", "python", "packages", "device", "hardware")}
 
-    odd = {
-        key.split(".")[0]: runs[arm, seed]["address"]
-        for seed in seeds
-        for arm in arms.registered()
-        for key, _, _ in differences(view(first), view(runs[arm, seed]))
-    }
+    odd = {}
+    kernels: dict[str, str] = {}  # an arm without a scan has no kernel for one
+    for seed in seeds:
+        for arm in arms.registered():
+            run = runs[arm, seed]
+            odd |= {key.split(".")[0]: run["address"] for key, _, _ in differences(view(first), view(run))}
+            used = run["provenance"]["kernels"]
+            if any(kernels.setdefault(part, used[part]) != used[part] for part in used):
+                odd["kernels"] = run["address"]
     for control, other in pairs(runs, arms, seeds):
         if control["data_fingerprint"] != other["data_fingerprint"]:
             odd["data"] = other["address"]

@@ -13,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypotheses.backbones.gate import fused
-from hypotheses.backbones.mambaout import MambaOut, MambaOutHead
+from hypotheses.backbones import gate, norm
+from hypotheses.backbones.kernels import compiler
+from hypotheses.backbones.linear import by_convolution
+from hypotheses.backbones.mambaout import GatedCNNBlock, MambaOut, MambaOutHead
 from hypotheses.backbones.scan import implementation
+from hypotheses.backbones.ssm import SSM
 from hypotheses.backbones.vit import ViT, ViTHead
 from hypotheses.errors import UserError, nearest
 
@@ -98,10 +101,21 @@ def initialise(model: nn.Module, seed: int, init: str) -> None:
             module.reset_parameters()
 
 
-def kernels_used(device: str) -> dict[str, str]:
-    """By which way the scan and the gate are computed in float32 on "cpu" or "cuda"; they agree to rounding only."""
-    sample = torch.empty(0, device=device)
-    return {"scan": implementation(sample), "gate": "fused" if fused(sample) else "plain"}
+def kernels_used(config: Mapping[str, Any], device: str) -> dict[str, str]:
+    """By which way the parts of a backbone are computed in float32 on "cpu" or "cuda": `scan` where it has one, `gate`, `norm`
+    and `linear` for a MambaOut; and the compiler of those that are compiled. They agree to rounding only."""
+    network = build(config)
+    sample = torch.empty(1, 1, 1, network.dims[0], device=device)
+    used = {}
+    for module in network.modules():
+        if isinstance(module, SSM):
+            used["scan"] = implementation(sample, module.d_state, module.memory)
+        elif isinstance(module, GatedCNNBlock):
+            conv = module.conv if module.mixer != "identity" else None
+            used["gate"] = "cpp" if gate.fused(sample, conv) else "plain"
+            used["norm"] = "cpp" if norm.fused(sample, module.norm) else "plain"
+            used["linear"] = "convolution" if by_convolution(sample) else "linear"
+    return used | ({"compiler": compiler()} if "cpp" in used.values() else {})
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -19,7 +19,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, silu
 
 from hypotheses.backbones import kernels
-from hypotheses.backbones.kernels import pointer
 
 FUSED_KERNEL_SIZE = 7
 TYPES = (torch.float32, torch.bfloat16)
@@ -30,11 +29,13 @@ def gated_conv(z: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def conv_silu(z: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """The z that it returns is the one to hand to `gated`, once and to nothing else: its gradient becomes that of z."""
+    """The z that it returns is for `gated` and for nothing else: the gradient that `gated` makes of it is written to."""
     return ConvSiLU.apply(z, conv.weight, conv.bias) if fused(z, conv) else conv_silu_plain(z, conv)
 
 
 def gated(z: Tensor, mixed: Tensor) -> Tensor:
+    if mixed.shape[:-1] != z.shape[:-1] or mixed.shape[-1] > z.shape[-1] // 2:
+        raise ValueError(f"mixed {tuple(mixed.shape)} does not belong to z {tuple(z.shape)}")
     return Gated.apply(z, mixed.to(z.dtype)) if fused(z) else gated_plain(z, mixed.to(z.dtype))
 
 
@@ -59,8 +60,27 @@ def gated_plain(z: Tensor, mixed: Tensor) -> Tensor:
 
 def fused(z: Tensor, conv: nn.Conv2d | None = None) -> bool:
     """Whether z takes the fused way, with this convolution."""
-    suits = conv is None or (conv.kernel_size[0] == FUSED_KERNEL_SIZE and conv.weight.dtype == torch.float32)
-    return suits and z.device.type == "cpu" and z.dtype in TYPES and kernels.library("gate") is not None
+    return (
+        z.device.type == "cpu"
+        and z.dtype in TYPES
+        and z.numel() > 0
+        and (conv is None or suits(conv))
+        and kernels.library("gate") is not None
+    )
+
+
+def suits(conv: nn.Conv2d) -> bool:
+    """Whether it is the convolution that kernels/gate.cpp computes: depthwise, 7 x 7, of the same size, in float32."""
+    size = (FUSED_KERNEL_SIZE, FUSED_KERNEL_SIZE)
+    return (
+        conv.kernel_size == size
+        and conv.padding == (FUSED_KERNEL_SIZE // 2, FUSED_KERNEL_SIZE // 2)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == conv.in_channels == conv.out_channels
+        and conv.padding_mode == "zeros"
+        and conv.bias is not None
+        and conv.weight.dtype == torch.float32
+    )
 
 
 class Sizes(ctypes.Structure):
@@ -73,8 +93,7 @@ def convolved(gate: bool, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """kernels/gate.cpp: the gate's output, or SiLU(conv(raw))."""
     out = z.new_empty(*z.shape[:3], z.shape[3] // 2 if gate else weight.shape[0])
     sizes = Sizes(*z.shape[:3], z.shape[3] // 2, weight.shape[0])
-    tensors = map(pointer, (z, weight, bias, out))
-    kernels.call("gate", "convolved_forward", sizes, gate, z.dtype == torch.bfloat16, *tensors)
+    kernels.call("gate", "convolved_forward", sizes, gate, z.dtype == torch.bfloat16, z, weight, bias, out)
     return out
 
 
@@ -84,7 +103,8 @@ def convolved_backward(
     """Write the gradient of z, or of its raw channels alone, into gz; return those of weight and bias."""
     sizes = Sizes(*z.shape[:3], z.shape[3] // 2, weight.shape[0])
     gweight, gbias = torch.empty_like(weight), torch.empty_like(bias)
-    tensors = map(pointer, (z, weight, bias, gout.to(z.dtype).contiguous(), gz, gweight, gbias))
+    gout = gout.to(z.dtype).contiguous()
+    tensors = (z, weight, bias, gout, gz, gweight, gbias)
     kernels.call("gate", "convolved_backward", sizes, gate, z.dtype == torch.bfloat16, *tensors)
     return gweight, gbias
 
@@ -107,8 +127,8 @@ class GatedConv(torch.autograd.Function):
 
 
 class ConvSiLU(torch.autograd.Function):
-    """`conv_silu_plain` by kernels/gate.cpp. z passes through, so that in the backward pass the gradient that `Gated` has
-    made of it can take in that of the raw channels, which is zero there until then."""
+    """`conv_silu_plain` by kernels/gate.cpp. z passes through, so that in the backward pass that of the raw channels is added
+    to the gradient that `Gated` has made of it, in its place."""
 
     @staticmethod
     def forward(ctx, z, weight, bias):
@@ -120,6 +140,7 @@ class ConvSiLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gz, gout):
         z, weight, bias = ctx.saved_tensors
+        gz = gz.to(z.dtype).contiguous()
         return gz, *convolved_backward(False, z, weight, bias, gout, gz)
 
 
@@ -130,7 +151,7 @@ class Gated(torch.autograd.Function):
     def forward(ctx, z, mixed):
         z, mixed = z.contiguous(), mixed.contiguous()
         out = z.new_empty(*z.shape[:-1], z.shape[-1] // 2)
-        kernels.call("gate", "gated_forward", *Gated.sizes(z, mixed), *map(pointer, (z, mixed, out)))
+        kernels.call("gate", "gated_forward", *Gated.sizes(z, mixed), z, mixed, out)
         ctx.save_for_backward(z, mixed)
         return out
 
@@ -139,7 +160,7 @@ class Gated(torch.autograd.Function):
     def backward(ctx, gout):
         z, mixed = ctx.saved_tensors
         gout, gz, gmixed = gout.to(z.dtype).contiguous(), torch.empty_like(z), torch.empty_like(mixed)
-        kernels.call("gate", "gated_backward", *Gated.sizes(z, mixed), *map(pointer, (z, mixed, gout, gz, gmixed)))
+        kernels.call("gate", "gated_backward", *Gated.sizes(z, mixed), z, mixed, gout, gz, gmixed)
         return gz, gmixed
 
     @staticmethod

@@ -146,14 +146,15 @@ class MambaOut(nn.Module):
             raise ValueError(
                 f"backbone.depths has {len(depths)} stages and backbone.dims has {len(dims)}: give one each"
             )
+        for key, value in (("depths", depths), ("dims", dims), ("d_state", [d_state]), ("kernel_size", [kernel_size])):
+            if not all(isinstance(v, int) and v > 0 for v in value):
+                raise ValueError(f"backbone.{key}: give whole numbers from 1, not {value}")
         stages = list(range(1, len(dims) + 1))
         if mixer_stages is not None and (not mixer_stages or set(mixer_stages) - set(stages)):
             raise ValueError(f"backbone.mixer_stages={mixer_stages}: give some of {stages}, or null for all")
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        if kernel_size % 2 == 0:
             raise ValueError(f"backbone.kernel_size={kernel_size}: give an odd number, such as 7")
-        if d_state < 1:
-            raise ValueError(f"backbone.d_state={d_state}: give a number from 1")
-        if expansion < 1:
+        if not isinstance(expansion, int | float) or expansion < 1:
             raise ValueError(f"backbone.expansion={expansion}: give a number from 1; the published one is 8/3")
         self.dims = list(dims)
         self.strides = [4 * 2**i for i in range(len(dims))]

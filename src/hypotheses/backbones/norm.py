@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hypotheses.backbones import kernels
-from hypotheses.backbones.kernels import pointer
 
 TYPES = (torch.float32, torch.bfloat16)
 
@@ -33,7 +32,7 @@ class Norm(nn.LayerNorm):
 
 def fused(x: Tensor, norm: nn.LayerNorm) -> bool:
     kind = x.device.type == "cpu" and x.dtype in TYPES and norm.weight.dtype == torch.float32
-    return kind and kernels.library("norm") is not None
+    return kind and x.numel() > 0 and x.shape[-1:] == norm.normalized_shape and kernels.library("norm") is not None
 
 
 class FusedNorm(torch.autograd.Function):
@@ -44,8 +43,8 @@ class FusedNorm(torch.autograd.Function):
         x, weight, bias = (v.contiguous() for v in (x, weight, bias))
         y = x.new_empty(x.shape, dtype=dtype)
         mean, scale = x.new_empty(2, x.numel() // x.shape[-1], dtype=torch.float32).unbind(0)
-        tensors = map(pointer, (x, weight, bias, y, mean, scale))
-        kernels.call("norm", "norm_forward", *FusedNorm.sizes(x, y), ctypes.byref(ctypes.c_float(eps)), *tensors)
+        eps = ctypes.c_float(eps)
+        kernels.call("norm", "norm_forward", *FusedNorm.sizes(x, y), ctypes.byref(eps), x, weight, bias, y, mean, scale)
         ctx.save_for_backward(x, weight, mean, scale)
         ctx.dtype = dtype
         return y
@@ -56,7 +55,7 @@ class FusedNorm(torch.autograd.Function):
         x, weight, mean, scale = ctx.saved_tensors
         gy, gx = gy.to(ctx.dtype).contiguous(), torch.empty_like(x)
         gweight, gbias = torch.empty_like(weight), torch.empty_like(weight)
-        tensors = map(pointer, (x, weight, mean, scale, gy, gx, gweight, gbias))
+        tensors = (x, weight, mean, scale, gy, gx, gweight, gbias)
         kernels.call("norm", "norm_backward", *FusedNorm.sizes(x, gy), *tensors)
         return gx, gweight, gbias, None, None
 

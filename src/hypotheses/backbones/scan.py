@@ -32,7 +32,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from hypotheses.backbones import kernels, scan_gpu
-from hypotheses.backbones.kernels import pointer
 from hypotheses.errors import UserError
 
 CPP_CHUNK = 32  # tokens between two states that the compiled scan keeps
@@ -81,37 +80,65 @@ def selective_scan(
     memory: bool = True,
 ) -> Tensor:
     """`selective_scan_reference`, to rounding, in values and gradients, by the way that `implementation` chooses. Not
-    differentiable twice. The memory for the backward pass is a state per chunk of tokens, not one per token."""
+    differentiable twice. The memory for the backward pass is a state per chunk of tokens, not one per token.
+
+    Raises ValueError on shapes or dtypes that do not belong together.
+    """
+    check(x, dt, A, B, C, D, dt_bias, orders)
     if x.is_meta:
         return MetaScan.apply(x, dt, A, B, C, D, dt_bias, orders, memory)
     return FUNCTIONS[implementation(x, A.shape[-1], memory)](x, dt, A, B, C, D, dt_bias, orders, memory)
+
+
+def check(x, dt, A, B, C, D, dt_bias, orders) -> None:
+    batch, length, channels = x.shape
+    directions, d_state = dt.shape[2], A.shape[-1]
+    expected = {
+        "dt": (dt, (batch, length, directions, channels)),
+        "A": (A, (directions, channels, d_state)),
+        "B": (B, (batch, length, directions, d_state)),
+        "C": (C, (batch, length, directions, d_state)),
+        "D": (D, (directions, channels)),
+    }
+    if dt_bias is not None:
+        expected["dt_bias"] = (dt_bias, (directions, channels))
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape or tensor.dtype != x.dtype or tensor.device != x.device:
+            raise ValueError(f"{name} is {tuple(tensor.shape)} {tensor.dtype}, and {shape} {x.dtype} goes with x")
+    if orders is not None and (orders.shape != (directions, length) or orders.device != x.device):
+        raise ValueError(f"orders is {tuple(orders.shape)}, and {(directions, length)} goes with x")
 
 
 def implementation(x: Tensor, d_state: int = 16, memory: bool = True) -> str:
     """Which of FUNCTIONS computes the scan of `x`: what the environment variable HYPOTHESES_SCAN says, else
 
     cpp        on a CPU in float32, where there is a compiler
-    mamba_ssm  on a GPU in float32, where that package is installed with its CUDA kernel; but for the sham, which it does not
-               have, and where PyTorch is to use deterministic algorithms only, since it adds gradients up in any order
+    mamba_ssm  on a GPU in float32, where that package is installed with its CUDA kernel; but not for the sham, which it does
+               not have, nor where PyTorch is to use deterministic algorithms only, since it adds gradients up in any order.
+               HYPOTHESES_SCAN=triton makes the sham and its twin run on the same kernel
     triton     on a GPU in float32 else
     chunked    everywhere else
     """
     asked = os.environ.get("HYPOTHESES_SCAN", "auto")
+    single, device = x.dtype == torch.float32, x.device.type
+    possible = {
+        "reference": True,
+        "chunked": True,
+        "cpp": single and device == "cpu" and x.numel() > 0 and kernels.library("scan") is not None,
+        "triton": single and device == "cuda" and scan_gpu.triton is not None,
+        "mamba_ssm": single and device == "cuda" and memory and d_state <= 256 and scan_gpu.mamba_ssm_installed(),
+    }
     if asked != "auto":
-        if asked not in FUNCTIONS:
-            raise UserError(f"HYPOTHESES_SCAN={asked}: choose one of auto, {', '.join(FUNCTIONS)}")
+        if asked not in possible:
+            raise UserError(f"HYPOTHESES_SCAN={asked}: choose one of auto, {', '.join(possible)}")
+        if not possible[asked]:
+            what = f"{x.dtype} on {device}".removeprefix("torch.") + ("" if memory else " without memory (the sham)")
+            raise UserError(f"HYPOTHESES_SCAN={asked} cannot be had here for {what}: choose auto, or chunked")
         return asked
-    if x.dtype == torch.float32 and x.device.type == "cpu" and kernels.library("scan"):
-        return "cpp"
-    if x.dtype == torch.float32 and x.device.type == "cuda":
-        strict = (
-            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
-        )
-        if memory and d_state <= 256 and not strict and scan_gpu.mamba_ssm_installed():
-            return "mamba_ssm"
-        if scan_gpu.triton:
-            return "triton"
-    return "chunked"
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if possible["mamba_ssm"] and not strict:
+        return "mamba_ssm"
+    return next(way for way in ("cpp", "triton", "chunked") if possible[way])
 
 
 class ChunkedScan(torch.autograd.Function):
@@ -140,7 +167,7 @@ class ChunkedScan(torch.autograd.Function):
         num_states = At.shape[1]
         state = (batch, groups, num_states, channels)
         # at least the square root of L, which keeps the boundaries and one chunk's states both small
-        chunk = max(math.isqrt(length), min(length, CHUNK_BYTES // (math.prod(state) * x.element_size())))
+        chunk = max(math.isqrt(length), min(length, CHUNK_BYTES // max(1, math.prod(state) * x.element_size())))
         starts = range(0, length, chunk)
         y = torch.empty_like(x)
         boundaries = x.new_zeros(len(starts) + 1, *state)  # the state before each chunk
@@ -261,6 +288,7 @@ class CppScan(torch.autograd.Function):
             dt = dt.contiguous()
         A, D = A.contiguous(), D.contiguous()
         dt_bias = None if dt_bias is None else dt_bias.contiguous()
+        orders = None if orders is None else orders.to(torch.int32).contiguous()
         p = CppScan.arguments(x, dt, A, B, C, D, dt_bias, orders, memory)
         y, boundaries = x.new_empty(x.shape), None
         if keep:
@@ -269,7 +297,7 @@ class CppScan(torch.autograd.Function):
             boundaries = x.new_empty(size.value)
             ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, orders, boundaries)
             ctx.memory = memory
-        kernels.call("scan", "scan_forward", ctypes.byref(p), pointer(y), pointer(boundaries))
+        kernels.call("scan", "scan_forward", ctypes.byref(p), y, boundaries)
         return y
 
     @staticmethod
@@ -281,7 +309,7 @@ class CppScan(torch.autograd.Function):
         grads = [x.new_empty(x.shape), torch.empty_like(dt)] + [v.new_empty(v.shape) for v in (A, B, C, D)]
         grads.append(None if dt_bias is None else dt_bias.new_empty(dt_bias.shape))
         grad_y = grad_y.contiguous()
-        kernels.call("scan", "scan_backward", ctypes.byref(p), *map(pointer, (grad_y, boundaries, *grads)))
+        kernels.call("scan", "scan_backward", ctypes.byref(p), grad_y, boundaries, *grads)
         return *grads, None, None, None
 
 
@@ -290,8 +318,7 @@ def cpp(x, dt, A, B, C, D, dt_bias, orders, memory):
 
 
 def mamba_ssm(x, dt, A, B, C, D, dt_bias, orders, memory):
-    if not memory:
-        raise UserError("HYPOTHESES_SCAN=mamba_ssm: it has no scan without memory (the sham); choose triton or chunked")
+    assert memory  # `implementation` knows
     return scan_gpu.mamba_ssm_scan(x, dt, A, B, C, D, dt_bias, orders)
 
 

@@ -58,16 +58,20 @@ class SSM(nn.Module):
         nn.init.ones_(self.D)
 
     def forward(self, z: Tensor) -> Tensor:
-        batch, height, width, _ = z.shape
+        batch, height, width, channels = z.shape
+        dtype = torch.promote_types(z.dtype, torch.float32)
         with torch.autocast("cpu" if z.is_meta else z.device.type, enabled=False):
-            x = z.flatten(1, 2).to(torch.promote_types(z.dtype, torch.float32))  # (B, L, E)
+            x_proj, dt_proj, dt_bias, A_log, D = (
+                p.to(dtype) for p in (self.x_proj, self.dt_proj, self.dt_bias, self.A_log, self.D)
+            )
+            x = z.flatten(1, 2).to(dtype)  # (B, L, E)
             # what a token makes of itself does not depend on the order: one product for all directions
-            projected = torch.matmul(x, self.x_proj.transpose(0, 1).flatten(1)).unflatten(-1, (self.directions, -1))
+            projected = torch.matmul(x, x_proj.transpose(0, 1).flatten(1)).unflatten(-1, (self.directions, -1))
             delta, B, C = projected.split((self.rank, self.d_state, self.d_state), dim=-1)  # (B, L, K, .)
-            dt = torch.bmm(delta.flatten(0, 1).transpose(0, 1), self.dt_proj)  # (K, B L, E), before the softplus
-            dt = dt.unflatten(1, (batch, -1)).permute(1, 2, 0, 3)  # (B, L, K, E)
+            dt = torch.bmm(delta.flatten(0, 1).transpose(0, 1), dt_proj)  # (K, B L, E), before the softplus
+            dt = dt.view(self.directions, batch, height * width, channels).permute(1, 2, 0, 3)  # (B, L, K, E)
             orders = None if self.directions == 1 else scan_orders(self.directions, height, width, z.device)
-            y = selective_scan(x, dt, -torch.exp(self.A_log), B, C, self.D, self.dt_bias, orders, self.memory)
+            y = selective_scan(x, dt, -torch.exp(A_log), B, C, D, dt_bias, orders, self.memory)
         return y.view(z.shape)
 
     def macs(self, tokens: int) -> int:

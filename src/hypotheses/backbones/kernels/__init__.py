@@ -7,12 +7,14 @@ shares the home folder makes its own. It lies in $XDG_CACHE_HOME/hypotheses (~/.
 any time. HYPOTHESES_KERNELS=off never uses one, CXX names the compiler.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,59 +46,59 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
     try:
         try:
-            return ctypes.CDLL(str(build(name)))
-        except OSError:  # a file that was damaged
-            return ctypes.CDLL(str(build(name, again=True)))
-    except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        reason = next((line for line in output.splitlines() if "error" in line), output.splitlines()[-1])
+            return ctypes.CDLL(str(build(name, cache())))
+        except OSError:  # a file that was damaged, or a folder that nothing may be executed from
+            return ctypes.CDLL(str(build(name, temporary())))
+    except Exception as error:  # whatever a compiler or a machine can come up with: there is another way
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines() or [type(error).__name__]
+        reason = next((line for line in lines if "error" in line), lines[-1])
         notice(f"no compiled {name} ({reason.strip()}): plain PyTorch is used, which is slower and as exact")
         return None
 
 
 def call(name: str, function: str, *arguments: Any) -> None:
     """Call a function of a library with as many threads as torch uses, which every function takes as its last argument.
-    Whole numbers and booleans become 64-bit integers; ctypes' own types and pointers stay."""
+
+    A tensor is handed over as the address of its data, None as null, whole numbers and booleans as 64-bit integers, and
+    ctypes' own types as they are. The caller sees to dtype, device and strides.
+    """
     compiled = library(name)
     assert compiled is not None
-    converted = [ctypes.c_int64(a) if isinstance(a, int) else a for a in arguments]
+    converted = [
+        ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) if isinstance(a, torch.Tensor) else a
+        for a in arguments  # which hold the tensors until the function has returned
+    ]
     getattr(compiled, function)(*converted, ctypes.c_int(torch.get_num_threads()))
 
 
-def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
-    """Where a tensor's data lie; null for None."""
-    return None if tensor is None else ctypes.c_void_p(tensor.data_ptr())
-
-
-def build(name: str, again: bool = False) -> Path:
-    """Compile <name>.cpp, if that was not done before or is asked for again. Raises OSError or SubprocessError."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise OSError(f"no compiler {os.environ.get('CXX', 'g++')}")
+def build(name: str, folder: Path) -> Path:
+    """Compile <name>.cpp into a folder, if it is not there yet. Raises OSError or SubprocessError."""
+    command = shlex.split(os.environ.get("CXX", "g++"))
+    if not command or shutil.which(command[0]) is None:
+        raise OSError(f"no compiler {' '.join(command)}")
     flags = list(FLAGS)
     if platform.machine() == "x86_64":
         flags.append("-mprefer-vector-width=512")
+    digest = hashlib.sha256(" ".join([compiler(), processor(), *flags]).encode())
     sources = [FOLDER / f"{name}.cpp", *sorted(FOLDER.glob("*.h"))]
-    digest = hashlib.sha256(" ".join([compiler_version(compiler), processor(), *flags]).encode())
     for source in sources:
         digest.update(source.read_bytes())
     file = f"{name}-{digest.hexdigest()[:16]}.so"
-    folder = cache()
-    if (folder / file).exists() and not again:
-        return folder / file
-    with tempfile.TemporaryDirectory(
-        dir=folder
-    ) as aside:  # written aside, so that another process never sees half of it
-        made = Path(aside, file)
-        command = [compiler, *flags, str(sources[0]), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-        os.replace(made, folder / file)
+    if not (folder / file).exists():
+        with tempfile.TemporaryDirectory(dir=folder) as aside:  # so that another process never sees half of it
+            made = Path(aside, file)
+            command += [*flags, str(sources[0]), "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+            os.replace(made, folder / file)
     return folder / file
 
 
-def compiler_version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True, timeout=60)
-    return done.stdout.splitlines()[0]
+@functools.cache
+def compiler() -> str:
+    """The compiler's name and version, as it gives them."""
+    command = [*shlex.split(os.environ.get("CXX", "g++")), "--version"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return next(iter(done.stdout.splitlines()), "unknown")
 
 
 def processor() -> str:
@@ -108,20 +110,24 @@ def processor() -> str:
 
 
 def cache() -> Path:
-    """A folder of this user for compiled files: the usual one, or one of this process where that cannot be written to."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hypotheses")
+    """A folder for compiled files that only this user can write to: the usual one, else one of this process."""
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hypotheses")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
+        status = folder.stat()
+        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         pass
     return temporary()
 
 
 @functools.cache
 def temporary() -> Path:
-    return Path(tempfile.mkdtemp(prefix="hypotheses-"))
+    """Removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="hypotheses-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @functools.cache

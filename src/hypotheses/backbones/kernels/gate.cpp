@@ -171,7 +171,7 @@ void convolved(Sizes p, const T *z, const float *weight, const float *bias, T *o
     }
 }
 
-// gz: GATED writes all of it, else the gradient of raw alone
+// gz: GATED writes all of it, else adds the gradient of raw to what is there
 template <bool GATED, class T>
 void convolved_backward(Sizes p, const T *z, const float *weight, const float *bias, const T *gout, T *gz, float *gweight,
                         float *gbias, int threads) {
@@ -245,7 +245,10 @@ void convolved_backward(Sizes p, const T *z, const float *weight, const float *b
                 vec a[TILE];
                 convolve(gradient, &turned[q * K * K * W], vec{}, y - PAD, x, a);
                 const int count = (int)std::min<int64_t>(TILE, p.Wd - x);
-                for (int j = 0; j < count; j++) store(to_raw + ((y - PAD) * p.Wd + x + j) * 2 * p.h, a[j], lanes);
+                for (int j = 0; j < count; j++) {
+                  T *to = to_raw + ((y - PAD) * p.Wd + x + j) * 2 * p.h;
+                  store(to, GATED ? a[j] : load(to, lanes) + a[j], lanes);
+                }
               }
           }
         float *sum = sums.data() + (group * blocks + q0) * SUMS;

@@ -97,6 +97,7 @@ INLINE vec exp2(vec z) {
   vec whole = (vec)_mm512_roundscale_ps((__m512)z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   const vec lowest = splat(-126.f), highest = splat(127.f), magic = splat(12582912.f);  // 1.5 * 2^23 rounds to integers
+  const vec given = z;
   z = z < lowest ? lowest : z;
   z = z > highest ? highest : z;
   vec shifted = z + magic, whole = shifted - magic;
@@ -110,7 +111,8 @@ INLINE vec exp2(vec z) {
 #if HAS_AVX512
   return (vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else
-  return (vec)((ivec)p + ((ivec)shifted << 23));
+  vec result = given < lowest ? vec{} : (vec)((ivec)p + ((ivec)shifted << 23));
+  return given == given ? result : given;
 #endif
 }
 

@@ -230,3 +230,10 @@ def test_help_shows_examples_that_compose_and_imports_no_torch():
         asked = cost.parse(example.split())
         words = [w.split(",")[0] for w in asked.overrides if not w.startswith("size=")]
         assert cost.compose(words)["backbone"]["family"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As in `... | head -1`: the table is longer than what a pipe holds back."""
+    command = f"{sys.executable} -m hypotheses.cost backbone=mambaout_atto --arms --json | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.startswith("{") and done.stderr == ""

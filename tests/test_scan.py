@@ -237,7 +237,7 @@ def test_tensors_that_do_not_belong_together_are_refused(name):
     tensors = inputs((2, 5, 2, 6, 3), bias=True, permuted=True)
     selective_scan(**tensors)
     with pytest.raises(ValueError, match=f"{name} is"):
-        selective_scan(**tensors | {name: tensors[name][..., :-1]})
+        selective_scan(**tensors | {name: tensors[name][:1]})  # one image, or one direction, of two
     if name != "orders":
         with pytest.raises(ValueError, match=f"{name} is"):
             selective_scan(**tensors | {name: tensors[name].float()})

@@ -3,6 +3,8 @@
 import contextlib
 import difflib
 import errno
+import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -34,6 +36,9 @@ def one_line() -> Iterator[None]:
     except FloatingPointError as error:
         print(f"error: training diverged: {error}; nothing was recorded", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise

@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from hypotheses import experiment
+from hypotheses import allocator, experiment
 from hypotheses.config import CONF, ROOT, compose
 
 torch.set_num_threads(1)  # tests run side by side
 
 BACKBONES = sorted(p.stem for p in (CONF / "backbone").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def ordinary_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run inside a test does not change the allocator of all tests after it, which would keep gigabytes."""
+    monkeypatch.setattr(allocator, "keep_memory", lambda: False)
 
 
 @pytest.fixture

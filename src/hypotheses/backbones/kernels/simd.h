@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 #define HAS_AVX512 1
-#include <immintrin.h>
 constexpr int W = 16;
 #else
 #define HAS_AVX512 0
@@ -90,16 +92,31 @@ INLINE float sum(vec v) {
   return v[0];
 }
 
-// 2^z: a power of two times a polynomial in the rest of z, which is within half of 0 and exact there. Relative error
-// below 1e-7; NaN stays NaN, and nothing underflows to anything but 0.
-INLINE vec exp2(vec z) {
+// 2^z, with a relative error of at most 1.1e-7, in two forms. exp2(z) takes any z; NaN stays NaN, and where there is no AVX-512
+// it is never less than 2^-BOUND nor more than 2^BOUND. exp2_bounded(OCTAVE * z) takes |z| <= BOUND and NaN only.
+constexpr float BOUND = 126.f;
+#if defined(__AVX2__) && !HAS_AVX512
+// Whole eighths of z: a power of two times one of eight roots of two, which fit into a vector. The rest is so small that a
+// polynomial of three terms will do; it is exact at 0.
+constexpr float OCTAVE = 8.f;
+INLINE vec exp2_bounded(vec z) {
+  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold
+  vec shifted = z + magic, f = z - (shifted - magic);
+  vec p = f * (splat(8.66433918e-2f) + f * (splat(3.75402551e-3f) + f * splat(1.08420849e-4f)));
+  // the bits of 2^(i/8), less those that the lowest three bits of the whole number will add to them
+  const ivec roots = {0x3f800000,             0x3f8b95c2 - (1 << 20), 0x3f9837f0 - (2 << 20), 0x3fa5fed7 - (3 << 20),
+                      0x3fb504f3 - (4 << 20), 0x3fc5672a - (5 << 20), 0x3fd744fd - (6 << 20), 0x3feac0c7 - (7 << 20)};
+  vec scale = (vec)(__builtin_shuffle(roots, (ivec)shifted) + ((ivec)shifted << 20));
+  return scale + scale * p;
+}
+#else
+// A power of two times a polynomial in the rest of z, which is within half of 0 and exact there.
+constexpr float OCTAVE = 1.f;
+INLINE vec exp2_bounded(vec z) {
 #if HAS_AVX512
   vec whole = (vec)_mm512_roundscale_ps((__m512)z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  const vec lowest = splat(-126.f), highest = splat(127.f), magic = splat(12582912.f);  // 1.5 * 2^23 rounds to integers
-  const vec given = z;
-  z = z < lowest ? lowest : z;
-  z = z > highest ? highest : z;
+  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold
   vec shifted = z + magic, whole = shifted - magic;
 #endif
   vec f = z - whole;
@@ -111,8 +128,22 @@ INLINE vec exp2(vec z) {
 #if HAS_AVX512
   return (vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else
-  vec result = given < lowest ? vec{} : (vec)((ivec)p + ((ivec)shifted << 23));
-  return given == given ? result : given;
+  return (vec)((ivec)p + ((ivec)shifted << 23));
+#endif
+}
+#endif
+INLINE vec exp2(vec z) {
+#if HAS_AVX512
+  return exp2_bounded(z);
+#else
+  const vec low = splat(-BOUND), high = splat(BOUND);
+#ifdef __AVX__
+  z = (vec)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)z));  // of NaN and a number the second: z
+#else
+  z = z < low ? low : z;
+  z = z > high ? high : z;
+#endif
+  return exp2_bounded(z * splat(OCTAVE));
 #endif
 }
 

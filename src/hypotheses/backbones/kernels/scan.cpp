@@ -9,10 +9,15 @@
 // What is summed over channels or images is summed in an order that only the shape and the number of threads decide: the
 // same input gives the same bits.
 #include <algorithm>
+#include <cmath>
+#include <type_traits>
 #include <vector>
 #include "simd.h"
 
 constexpr int CHUNK = 32;
+constexpr int LINE = 16;  // floats of a cache line
+// states that the inner loops take at a time, at most: what the registers hold
+constexpr int FORWARD_GROUP = W == 16 ? 16 : 2, BACKWARD_GROUP = 4;
 
 struct Scan {  // sizes, inputs and strides (in floats); the last dimension is contiguous everywhere
   int64_t B, L, K, E, N;
@@ -44,58 +49,105 @@ struct Buffer {  // aligned memory of one thread
   Buffer(const Buffer &) = delete;
 };
 
-// A in units of log 2, so that exp(dt A) is one exp2: (K, blocks, N, W)
-void pack_A(const Scan &p, float *packed) {
-  int64_t blocks = (p.E + W - 1) / W;
+// A so that exp(dt A) is one exp2_bounded(dt A), (K, blocks, N, W); and the largest dt, (K, blocks, W), for which that holds
+void pack_A(const Scan &p, float *packed, float *largest) {
+  const int64_t blocks = (p.E + W - 1) / W;
   for (int64_t k = 0; k < p.K; k++)
-    for (int64_t e = 0; e < blocks * W; e++)
-      for (int64_t n = 0; n < p.N; n++)
-        packed[((k * blocks + e / W) * p.N + n) * W + e % W] =
-            e < p.E ? p.A[(k * p.E + e) * p.N + n] * LOG2E : 0.f;
+    for (int64_t e = 0; e < blocks * W; e++) {
+      float most = 0;
+      for (int64_t n = 0; n < p.N; n++) {
+        const float a = e < p.E ? p.A[(k * p.E + e) * p.N + n] * LOG2E : 0.f;
+        packed[((k * blocks + e / W) * p.N + n) * W + e % W] = a * OCTAVE;
+        most = std::fabs(a) <= most ? most : std::fabs(a);  // NaN stays
+      }
+      largest[k * blocks * W + e] = BOUND / most;
+    }
 }
 
-// One chunk of one block of channels in one direction.
+// body(lanes), with the usual number of them as a constant
+template <class F>
+INLINE void with_lanes(int lanes, F body) {
+  if (lanes == W) body(std::integral_constant<int, W>());
+  else body(lanes);
+}
+
+// One chunk of tokens in the order of one direction, of one image.
 struct Chunk {
   const Scan &p;
-  int64_t b, k, block, first;  // image, direction, block of channels, first step
-  int steps, lanes;            // lanes < W in a last block that is not full
-  float *d, *x, *sigma;        // (steps, W): step sizes, inputs, derivative of softplus
+  int64_t b, k;
+  int steps;
+  int64_t tokens[CHUNK];
+  float *B, *C;  // (steps, N)
 
-  int64_t token(int s) const { return p.orders ? p.orders[k * p.L + first + s] : first + s; }
-  const float *Bt(int s) const { return p.Bm + b * p.B_b + token(s) * p.B_l + k * p.B_k; }
-  const float *Ct(int s) const { return p.Cm + b * p.C_b + token(s) * p.C_l + k * p.C_k; }
-
-  void read() const {
-    const float *xs = p.x + b * p.x_b + block * W;
-    const float *ds = p.dt + b * p.dt_b + k * p.dt_k + block * W;
-    vec bias = p.dt_bias ? load(p.dt_bias + k * p.E + block * W, lanes) : vec{};
+  Chunk(const Scan &p, int64_t b, int64_t k, int64_t chunk, float *B, float *C) : p(p), b(b), k(k), B(B), C(C) {
+    const int64_t first = chunk * CHUNK;
+    steps = (int)std::min<int64_t>(CHUNK, p.L - first);
     for (int s = 0; s < steps; s++) {
-      int64_t t = token(s);
-      __builtin_prefetch(xs + t * p.x_l + W);  // the next block, which comes next
-      __builtin_prefetch(ds + t * p.dt_l + W);
-      vec step = load(ds + t * p.dt_l, lanes), derivative;
-      if (p.dt_bias) {
-        step = softplus(step + bias, derivative);
-        if (sigma) store(sigma + s * W, derivative);
-      }
-      store(d + s * W, step);
-      store(x + s * W, load(xs + t * p.x_l, lanes));
+      const int64_t t = tokens[s] = p.orders ? p.orders[k * p.L + first + s] : first + s;
+      memcpy(B + s * p.N, p.Bm + b * p.B_b + t * p.B_l + k * p.B_k, p.N * 4);
+      memcpy(C + s * p.N, p.Cm + b * p.C_b + t * p.C_l + k * p.C_k, p.N * 4);
     }
   }
 };
 
+// One block of channels of a chunk.
+struct Block {
+  const Chunk &c;
+  int64_t q;
+  int lanes;                 // < W in a last block that is not full
+  float *d, *x, *u, *sigma;  // (steps, W): step sizes, inputs, their product, derivative of softplus (or null)
+
+  // whether no |dt A| is larger than exp2_bounded takes; `largest` of this block
+  bool read(const float *largest) const {
+    const Scan &p = c.p;
+    const float *xs = p.x + c.b * p.x_b + q * W;
+    const float *ds = p.dt + c.b * p.dt_b + c.k * p.dt_k + q * W;
+    const vec most = load(largest);
+    ivec beyond = {};
+    with_lanes(lanes, [&](auto lanes) {
+      const vec bias = p.dt_bias ? load(p.dt_bias + c.k * p.E + q * W, lanes) : vec{};
+      for (int s = 0; s < c.steps; s++) {
+        const float *x_t = xs + c.tokens[s] * p.x_l, *dt_t = ds + c.tokens[s] * p.dt_l;
+        __builtin_prefetch(x_t + LINE);  // what comes next
+        __builtin_prefetch(dt_t + LINE);
+        vec step = load(dt_t, lanes), input = load(x_t, lanes), derivative;
+        if (p.dt_bias) {
+          step = softplus(step + bias, derivative);
+          if (sigma) store(sigma + s * W, derivative);
+        }
+        beyond |= ~((step <= most) & (step >= -most));
+        store(d + s * W, step);
+        store(x + s * W, input);
+        store(u + s * W, step * input);
+      }
+    });
+    int any = 0;
+    for (int i = 0; i < W; i++) any |= beyond[i];
+    return !any;
+  }
+};
+
+template <bool BOUNDED>
+INLINE vec decay_of(vec d, vec a) {
+  return BOUNDED ? exp2_bounded(d * a) : exp2(d * a * splat(1 / OCTAVE));
+}
+
 // G states at a time, n0 .. n0 + G: y += C h, and h moves on
-template <int G, bool MEMORY>
-void forward(const Chunk &c, const float *A, float *state, float *y, int64_t n0) {
-  vec h[G], a[G];
-  for (int j = 0; j < G; j++) h[j] = load(state + (n0 + j) * W), a[j] = load(A + (n0 + j) * W);
-  for (int s = 0; s < c.steps; s++) {
-    vec d = load(c.d + s * W), u = d * load(c.x + s * W), acc = load(y + s * W);
-    const float *B = c.Bt(s) + n0, *C = c.Ct(s) + n0;
+template <int G, bool MEMORY, bool BOUNDED>
+void forward(const Block &block, const float *__restrict A, float *__restrict state, float *__restrict y, int64_t n0) {
+  const Chunk &c = block.c;
+  const int64_t N = c.p.N;
+  const int steps = c.steps;
+  const float *__restrict ds = block.d, *__restrict us = block.u, *__restrict Bs = c.B + n0, *__restrict Cs = c.C + n0;
+  vec h[G];
+  for (int j = 0; j < G; j++) h[j] = load(state + (n0 + j) * W);
+  for (int s = 0; s < steps; s++) {
+    vec d = load(ds + s * W), u = load(us + s * W), acc = load(y + s * W);
+    const float *B = Bs + s * N, *C = Cs + s * N;
 #pragma GCC unroll 16
     for (int j = 0; j < G; j++) {
-      vec decay = exp2(d * a[j]), uB = u * splat(B[j]);
-      h[j] = decay * (MEMORY ? h[j] : uB) + uB;
+      vec decay = decay_of<BOUNDED>(d, load(A + (n0 + j) * W)), uB = u * splat(B[j]);
+      h[j] = fma(decay, MEMORY ? h[j] : uB, uB);
       acc += h[j] * splat(C[j]);
     }
     store(y + s * W, acc);
@@ -104,46 +156,51 @@ void forward(const Chunk &c, const float *A, float *state, float *y, int64_t n0)
 }
 
 // The same backwards. state: h before the chunk; carry: gradient of the state after the chunk, which becomes that of the
-// state before it; du and dz (steps, W): gradients of dt x, and of log2(e) dt A summed with A's weights; dA, dB, dC are
+// state before it; du and dz (steps, W): gradients of dt x, and of OCTAVE log2(e) dt A summed with A's weights; dA, dB, dC are
 // added to, dB and dC with a vector for each (step, n), to be summed over its lanes when all blocks have been added.
-template <int G, bool MEMORY>
-void backward(const Chunk &c, const float *A, const float *state, float *carry, const float *g, float *du, float *dz,
+template <int G, bool MEMORY, bool BOUNDED>
+void backward(const Block &block, const float *A, const float *state, float *carry, const float *g, float *du, float *dz,
               float *dA, float *dB, float *dC, float *decays, float *states, int64_t n0) {
-  vec h[G], a[G];
-  for (int j = 0; j < G; j++) h[j] = load(state + (n0 + j) * W), a[j] = load(A + (n0 + j) * W);
-  for (int s = 0; s < c.steps; s++) {
-    vec d = load(c.d + s * W), u = d * load(c.x + s * W);
-    const float *B = c.Bt(s) + n0;
+  const Chunk &c = block.c;
+  const int64_t N = c.p.N;
+  const int steps = c.steps;
+  const float *__restrict ds = block.d, *__restrict us = block.u, *__restrict Bs = c.B + n0, *__restrict Cs = c.C + n0;
+  vec h[G];
+  for (int j = 0; j < G; j++) h[j] = load(state + (n0 + j) * W);
+  for (int s = 0; s < steps; s++) {
+    vec d = load(ds + s * W), u = load(us + s * W);
+    const float *B = Bs + s * N;
 #pragma GCC unroll 4
     for (int j = 0; j < G; j++) {
-      vec decay = exp2(d * a[j]), uB = u * splat(B[j]), before = MEMORY ? h[j] : uB;
+      vec decay = decay_of<BOUNDED>(d, load(A + (n0 + j) * W)), uB = u * splat(B[j]), before = MEMORY ? h[j] : uB;
       store(decays + (s * G + j) * W, decay);
       store(states + (s * G + j) * W, before);
-      h[j] = decay * before + uB;
+      h[j] = fma(decay, before, uB);
     }
   }
+  for (int j = 0; j < G; j++) store(states + (steps * G + j) * W, h[j]);
   vec dh[G], sum_A[G];
   for (int j = 0; j < G; j++) dh[j] = load(carry + (n0 + j) * W), sum_A[j] = vec{};
-  for (int s = c.steps - 1; s >= 0; s--) {
-    vec d = load(c.d + s * W), u = d * load(c.x + s * W), gs = load(g + s * W);
+  for (int s = steps - 1; s >= 0; s--) {
+    vec d = load(ds + s * W), u = load(us + s * W), gs = load(g + s * W);
     vec sum_u = load(du + s * W), sum_z = load(dz + s * W);
-    const float *B = c.Bt(s) + n0, *C = c.Ct(s) + n0;
-    float *dBs = dB + (n0 * CHUNK + s) * W, *dCs = dC + (n0 * CHUNK + s) * W;
+    const float *B = Bs + s * N, *C = Cs + s * N;
+    float *dBs = dB + (s * N + n0) * W, *dCs = dC + (s * N + n0) * W;
 #pragma GCC unroll 4
     for (int j = 0; j < G; j++) {
-      vec decay = load(decays + (s * G + j) * W), before = load(states + (s * G + j) * W), uB = u * splat(B[j]);
-      vec after = MEMORY ? h[j] : decay * before + uB;
+      const float *here = states + (s * G + j) * W;
+      vec decay = load(decays + (s * G + j) * W), before = load(here);
+      vec after = MEMORY ? load(here + G * W) : decay * before + u * splat(B[j]);
       dh[j] = (MEMORY ? dh[j] : vec{}) + gs * splat(C[j]);
-      store(dCs + j * CHUNK * W, load(dCs + j * CHUNK * W) + gs * after);
+      store(dCs + j * W, load(dCs + j * W) + gs * after);
       vec back = dh[j] * decay;                      // gradient of the state before
       vec direct = MEMORY ? dh[j] : dh[j] + back;    // gradient of dt x B: by itself, and as the sham's state before
-      store(dBs + j * CHUNK * W, load(dBs + j * CHUNK * W) + u * direct);
+      store(dBs + j * W, load(dBs + j * W) + u * direct);
       sum_u += direct * splat(B[j]);
       vec w = back * before;                         // gradient of dt A
-      sum_z += w * a[j];
+      sum_z += w * load(A + (n0 + j) * W);
       sum_A[j] += w * d;
       dh[j] = back;
-      h[j] = before;
     }
     store(du + s * W, sum_u);
     store(dz + s * W, sum_z);
@@ -154,25 +211,42 @@ void backward(const Chunk &c, const float *A, const float *state, float *carry, 
   }
 }
 
-// all N states, in the largest groups that there is code for
-template <bool MEMORY>
-void forward_all(const Chunk &c, const float *A, float *state, float *y) {
-  for (int64_t n = 0, N = c.p.N; n < N;) {
-    if (N - n >= 16) forward<16, MEMORY>(c, A, state, y, n), n += 16;
-    else if (N - n >= 8) forward<8, MEMORY>(c, A, state, y, n), n += 8;
-    else if (N - n >= 4) forward<4, MEMORY>(c, A, state, y, n), n += 4;
-    else if (N - n >= 2) forward<2, MEMORY>(c, A, state, y, n), n += 2;
-    else forward<1, MEMORY>(c, A, state, y, n), n += 1;
+// whether the next group of the `left` states has G
+template <int G, int MOST>
+INLINE bool take(int64_t left) {
+  return G <= MOST && left >= G;
+}
+
+// all N states, in the largest groups that may be
+template <bool MEMORY, bool BOUNDED, class... Rest>
+void forward_all(const Block &block, Rest... rest) {
+  for (int64_t n = 0, N = block.c.p.N; n < N;) {
+    if (take<16, FORWARD_GROUP>(N - n)) forward<16, MEMORY, BOUNDED>(block, rest..., n), n += 16;
+    else if (take<8, FORWARD_GROUP>(N - n)) forward<8, MEMORY, BOUNDED>(block, rest..., n), n += 8;
+    else if (take<4, FORWARD_GROUP>(N - n)) forward<4, MEMORY, BOUNDED>(block, rest..., n), n += 4;
+    else if (take<2, FORWARD_GROUP>(N - n)) forward<2, MEMORY, BOUNDED>(block, rest..., n), n += 2;
+    else forward<1, MEMORY, BOUNDED>(block, rest..., n), n += 1;
   }
 }
 
-template <bool MEMORY, class... Rest>
-void backward_all(const Chunk &c, Rest... rest) {
-  for (int64_t n = 0, N = c.p.N; n < N;) {
-    if (N - n >= 4) backward<4, MEMORY>(c, rest..., n), n += 4;
-    else if (N - n >= 2) backward<2, MEMORY>(c, rest..., n), n += 2;
-    else backward<1, MEMORY>(c, rest..., n), n += 1;
+template <bool MEMORY, bool BOUNDED, class... Rest>
+void backward_all(const Block &block, Rest... rest) {
+  for (int64_t n = 0, N = block.c.p.N; n < N;) {
+    if (take<4, BACKWARD_GROUP>(N - n)) backward<4, MEMORY, BOUNDED>(block, rest..., n), n += 4;
+    else if (take<2, BACKWARD_GROUP>(N - n)) backward<2, MEMORY, BOUNDED>(block, rest..., n), n += 2;
+    else backward<1, MEMORY, BOUNDED>(block, rest..., n), n += 1;
   }
+}
+
+// f(memory, bounded), both as types
+template <class F>
+void choose(bool memory, bool bounded, F f) {
+  typedef std::true_type yes;
+  typedef std::false_type no;
+  if (memory && bounded) f(yes(), yes());
+  else if (memory) f(yes(), no());
+  else if (bounded) f(no(), yes());
+  else f(no(), no());
 }
 
 }  // namespace
@@ -182,36 +256,44 @@ extern "C" void scan_forward(const Scan *scan, float *y, float *boundaries, int 
   const Scan &p = *scan;
   const int64_t blocks = (p.E + W - 1) / W, chunks = (p.L + CHUNK - 1) / CHUNK, NW = p.N * W;
   const int64_t parts = std::min(blocks, std::max<int64_t>(1, (4 * threads + p.B - 1) / p.B));  // of the channels
-  Buffer packed(p.K * blocks * NW);
-  pack_A(p, packed.data);
+  Buffer packed(p.K * blocks * (NW + W));
+  float *largest = packed.data + p.K * blocks * NW;
+  pack_A(p, packed.data, largest);
 #pragma omp parallel num_threads(threads)
   {
-    Buffer work(blocks * NW + 3 * CHUNK * W);
-    float *states = work.data, *d = states + blocks * NW, *x = d + CHUNK * W, *acc = x + CHUNK * W;
+    constexpr int64_t TW = CHUNK * W;
+    Buffer work(blocks * NW + 4 * TW + 2 * CHUNK * p.N);
+    float *states = work.data, *d = states + blocks * NW, *x = d + TW, *u = x + TW, *acc = u + TW;
+    float *Bs = acc + TW, *Cs = Bs + CHUNK * p.N;
 #pragma omp for collapse(2) schedule(static)
     for (int64_t b = 0; b < p.B; b++)
       for (int64_t part = 0; part < parts; part++) {
         const int64_t begin = blocks * part / parts, end = blocks * (part + 1) / parts;
         for (int64_t k = 0; k < p.K; k++) {
           memset(states + begin * NW, 0, (end - begin) * NW * 4);
-          for (int64_t i = 0; i < chunks; i++)
+          for (int64_t i = 0; i < chunks; i++) {
+            const Chunk c(p, b, k, i, Bs, Cs);
             for (int64_t q = begin; q < end; q++) {
-              Chunk c{p, b, k, q, i * CHUNK, (int)std::min<int64_t>(CHUNK, p.L - i * CHUNK),
-                      (int)std::min<int64_t>(W, p.E - q * W), d, x, nullptr};
-              c.read();
+              const Block block{c, q, (int)std::min<int64_t>(W, p.E - q * W), d, x, u, nullptr};
+              const bool bounded = block.read(largest + (k * blocks + q) * W);
               float *state = states + q * NW, *A = packed.data + (k * blocks + q) * NW;
               if (boundaries)
                 memcpy(boundaries + (((b * p.K + k) * chunks + i) * blocks + q) * NW, state, NW * 4);
-              vec D = load(p.D + k * p.E + q * W, c.lanes);
+              const vec D = load(p.D + k * p.E + q * W, block.lanes);
               for (int s = 0; s < c.steps; s++) store(acc + s * W, D * load(x + s * W));
-              if (p.memory) forward_all<true>(c, A, state, acc);
-              else forward_all<false>(c, A, state, acc);
-              for (int s = 0; s < c.steps; s++) {
-                float *out = y + (b * p.L + c.token(s)) * p.E + q * W;
-                vec v = load(acc + s * W) * splat(p.scale);
-                store(out, k ? load(out, c.lanes) + v : v, c.lanes);
-              }
+              choose(p.memory, bounded, [&](auto memory, auto small) {
+                forward_all<decltype(memory)::value, decltype(small)::value>(block, A, state, acc);
+              });
+              with_lanes(block.lanes, [&](auto lanes) {
+                for (int s = 0; s < c.steps; s++) {
+                  float *out = y + (b * p.L + c.tokens[s]) * p.E + q * W;
+                  __builtin_prefetch(out + LINE, 1);
+                  vec v = load(acc + s * W) * splat(p.scale);
+                  store(out, k ? load(out, lanes) + v : v, lanes);
+                }
+              });
             }
+          }
         }
       }
   }
@@ -227,17 +309,18 @@ extern "C" void scan_backward(const Scan *scan, const float *gy, const float *bo
   const int64_t groups = std::min<int64_t>(p.B, 4 * threads);
   const int64_t parts = groups >= 2 * threads ? 1 : std::min(blocks, (2 * threads + groups - 1) / groups);
   const int64_t weights = p.K * blocks * NW, biases = p.K * blocks * W, rows = p.B * p.L * p.K * p.N;
-  Buffer packed(weights);
-  pack_A(p, packed.data);
+  Buffer packed(weights + biases);
+  float *largest = packed.data + weights;
+  pack_A(p, packed.data, largest);
   std::vector<float> sums(groups * (weights + 2 * biases), 0.f);  // of each group: dA, dD, dbias
   std::vector<float> extra(parts > 1 ? (parts - 1) * 2 * rows : 0);  // dB, dC of all parts but the first
 #pragma omp parallel num_threads(threads)
   {
     constexpr int64_t TW = CHUNK * W;
-    Buffer work(2 * NW * CHUNK + blocks * NW + 6 * TW + 2 * 4 * TW);
+    Buffer work(2 * NW * CHUNK + blocks * NW + 7 * TW + (2 * TW + W) * BACKWARD_GROUP + 2 * CHUNK * p.N);
     float *dB_lanes = work.data, *dC_lanes = dB_lanes + CHUNK * NW, *carry = dC_lanes + CHUNK * NW;
-    float *d = carry + blocks * NW, *x = d + TW, *sigma = x + TW, *g = sigma + TW, *du = g + TW, *dz = du + TW;
-    float *decays = dz + TW, *states = decays + 4 * TW;
+    float *d = carry + blocks * NW, *x = d + TW, *u = x + TW, *sigma = u + TW, *g = sigma + TW, *du = g + TW, *dz = du + TW;
+    float *decays = dz + TW, *states = decays + BACKWARD_GROUP * TW, *Bs = states + BACKWARD_GROUP * (TW + W), *Cs = Bs + CHUNK * p.N;
 #pragma omp for collapse(2) schedule(static)
     for (int64_t group = 0; group < groups; group++)
       for (int64_t part = 0; part < parts; part++) {
@@ -248,53 +331,58 @@ extern "C" void scan_backward(const Scan *scan, const float *gy, const float *bo
           for (int64_t k = 0; k < p.K; k++) {
             memset(carry, 0, blocks * NW * 4);
             for (int64_t i = chunks - 1; i >= 0; i--) {
-              const int steps = (int)std::min<int64_t>(CHUNK, p.L - i * CHUNK);
+              const Chunk c(p, b, k, i, Bs, Cs);
               memset(dB_lanes, 0, CHUNK * NW * 4);
               memset(dC_lanes, 0, CHUNK * NW * 4);
               for (int64_t q = begin; q < end; q++) {
-                Chunk c{p, b, k, q, i * CHUNK, steps, (int)std::min<int64_t>(W, p.E - q * W), d, x, sigma};
-                c.read();
+                const Block block{c, q, (int)std::min<int64_t>(W, p.E - q * W), d, x, u, sigma};
                 const int64_t at = k * blocks + q, column = b * p.L * p.E + q * W;
+                const bool bounded = block.read(largest + at * W);
                 const float *h0 = boundaries + (((b * p.K + k) * chunks + i) * blocks + q) * NW;
-                for (int s = 0; s < steps; s++) {
-                  const float *row = gy + column + c.token(s) * p.E;
-                  __builtin_prefetch(row + W);
-                  store(g + s * W, load(row, c.lanes) * splat(p.scale));
-                }
-                memset(du, 0, steps * W * 4);
-                memset(dz, 0, steps * W * 4);
+                with_lanes(block.lanes, [&](auto lanes) {
+                  for (int s = 0; s < c.steps; s++) {
+                    const float *row = gy + column + c.tokens[s] * p.E;
+                    __builtin_prefetch(row + LINE);
+                    store(g + s * W, load(row, lanes) * splat(p.scale));
+                  }
+                });
+                memset(du, 0, c.steps * W * 4);
+                memset(dz, 0, c.steps * W * 4);
                 float *A = packed.data + at * NW, *out_A = sum_A + at * NW;
-                if (p.memory) backward_all<true>(c, A, h0, carry + q * NW, g, du, dz, out_A, dB_lanes, dC_lanes, decays, states);
-                else backward_all<false>(c, A, h0, carry + q * NW, g, du, dz, out_A, dB_lanes, dC_lanes, decays, states);
-                vec D = load(p.D + k * p.E + q * W, c.lanes);
+                choose(p.memory, bounded, [&](auto memory, auto small) {
+                  backward_all<decltype(memory)::value, decltype(small)::value>(
+                      block, A, h0, carry + q * NW, g, du, dz, out_A, dB_lanes, dC_lanes, decays, states);
+                });
                 vec total_D = {}, total_bias = {};
-                for (int s = 0; s < steps; s++) {
-                  const int64_t t = c.token(s);
-                  vec ds = load(d + s * W), xs = load(x + s * W), gs = load(g + s * W), dus = load(du + s * W);
-                  float *to_x = dx + column + t * p.E, *to_dt = ddt + b * p.dt_b + t * p.dt_l + k * p.dt_k + q * W;
-                  __builtin_prefetch(to_x + W, 1);
-                  __builtin_prefetch(to_dt + W, 1);
-                  vec v = dus * ds + D * gs;
-                  store(to_x, k ? load(to_x, c.lanes) + v : v, c.lanes);
-                  vec step = dus * xs + load(dz + s * W) * splat(LN2);
-                  if (p.dt_bias) step *= load(sigma + s * W);
-                  store(to_dt, step, c.lanes);
-                  total_bias += step;
-                  total_D += gs * xs;
-                }
+                with_lanes(block.lanes, [&](auto lanes) {
+                  const vec D = load(p.D + k * p.E + q * W, lanes);
+                  for (int s = 0; s < c.steps; s++) {
+                    const int64_t t = c.tokens[s];
+                    vec ds = load(d + s * W), xs = load(x + s * W), gs = load(g + s * W), dus = load(du + s * W);
+                    float *to_x = dx + column + t * p.E, *to_dt = ddt + b * p.dt_b + t * p.dt_l + k * p.dt_k + q * W;
+                    __builtin_prefetch(to_x + LINE, 1);
+                    __builtin_prefetch(to_dt + LINE, 1);
+                    vec v = dus * ds + D * gs;
+                    store(to_x, k ? load(to_x, lanes) + v : v, lanes);
+                    vec step = dus * xs + load(dz + s * W) * splat(LN2 / OCTAVE);
+                    if (p.dt_bias) step *= load(sigma + s * W);
+                    store(to_dt, step, lanes);
+                    total_bias += step;
+                    total_D += gs * xs;
+                  }
+                });
                 store(sum_D + at * W, load(sum_D + at * W) + total_D);
                 store(sum_bias + at * W, load(sum_bias + at * W) + total_bias);
               }
-              for (int64_t n = 0; n < p.N; n++)
-                for (int s0 = 0; s0 < steps; s0 += W) {
-                  vec of_B = sum_lanes(dB_lanes + (n * CHUNK + s0) * W), of_C = sum_lanes(dC_lanes + (n * CHUNK + s0) * W);
-                  for (int s = s0; s < std::min(steps, s0 + W); s++) {
-                    const int64_t token = p.orders ? p.orders[k * p.L + i * CHUNK + s] : i * CHUNK + s;
-                    const int64_t at = ((b * p.L + token) * p.K + k) * p.N + n;
-                    outB[at] = of_B[s - s0];
-                    outC[at] = of_C[s - s0];
-                  }
-                }
+              for (int64_t row = 0; row < c.steps * p.N; row += W) {  // Bs and Cs have done their duty
+                store(Bs + row, sum_lanes(dB_lanes + row * W));
+                store(Cs + row, sum_lanes(dC_lanes + row * W));
+              }
+              for (int s = 0; s < c.steps; s++) {
+                const int64_t to = ((b * p.L + c.tokens[s]) * p.K + k) * p.N;
+                memcpy(outB + to, Bs + s * p.N, p.N * 4);
+                memcpy(outC + to, Cs + s * p.N, p.N * 4);
+              }
             }
           }
       }

@@ -21,9 +21,20 @@ typedef float vec __attribute__((vector_size(4 * W)));
 typedef float vec_unaligned __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * W)));
 
-INLINE vec splat(float s) { return (vec){} + s; }
+INLINE vec splat(float s) { return s - (vec){}; }  // and not s + 0, which is an addition where s may be -0
 INLINE vec load(const float *p) { return *(const vec_unaligned *)p; }
 INLINE void store(float *p, vec v) { *(vec_unaligned *)p = v; }
+
+// a b + c: for sums that wait for each other, where the compiler might multiply what is waited for
+INLINE vec fma(vec a, vec b, vec c) {
+#if HAS_AVX512
+  return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
 
 // bfloat16: the upper half of a float, here as its bits; rounded to the nearest even, NaN stays NaN
 struct bf16 {

@@ -238,15 +238,15 @@ void backward_all(const Block &block, Rest... rest) {
   }
 }
 
-// f(memory, bounded), both as types
+// f(memory, bounded), both as types; with AVX-512 all is bounded
 template <class F>
 void choose(bool memory, bool bounded, F f) {
   typedef std::true_type yes;
-  typedef std::false_type no;
+  typedef std::bool_constant<HAS_AVX512> otherwise;
   if (memory && bounded) f(yes(), yes());
-  else if (memory) f(yes(), no());
-  else if (bounded) f(no(), yes());
-  else f(no(), no());
+  else if (memory) f(yes(), otherwise());
+  else if (bounded) f(std::false_type(), yes());
+  else f(std::false_type(), otherwise());
 }
 
 }  // namespace

@@ -127,7 +127,7 @@ INLINE vec exp2_bounded(vec z) {
 #if HAS_AVX512
   vec whole = (vec)_mm512_roundscale_ps((__m512)z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold
+  const vec magic = splat(12582912.f + 127.f);  // as above; 127 is what exponents are counted from
   vec shifted = z + magic, whole = shifted - magic;
 #endif
   vec f = z - whole;
@@ -139,7 +139,7 @@ INLINE vec exp2_bounded(vec z) {
 #if HAS_AVX512
   return (vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else
-  return (vec)((ivec)p + ((ivec)shifted << 23));
+  return p * (vec)((ivec)shifted << 23);
 #endif
 }
 #endif

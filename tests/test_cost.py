@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hypotheses import backbones, cost
-from hypotheses.backbones import kernels, linear
+from hypotheses.backbones import kernels, products
 from hypotheses.config import ROOT
 from hypotheses.errors import UserError
 
@@ -72,7 +72,7 @@ def test_activations_are_what_autograd_keeps_of_real_tensors(name, monkeypatch):
         pytest.skip("the chunked scan keeps more than the compiled one, which is counted")
     # counted are plain PyTorch and the compiled scan: what fused kernels of a CPU keep is less
     monkeypatch.setattr(kernels, "library", lambda library: scan if library == "scan" else None)
-    monkeypatch.setattr(linear, "slow_mkl", lambda: False)
+    monkeypatch.setattr(products, "slow_mkl", lambda: False)
     network = config(name)
     model = backbones.build(network)
     backbones.initialise(model, 0, "published")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hypotheses.backbones import kernels, linear
-from hypotheses.backbones.linear import Linear
+from hypotheses.backbones import kernels, products
+from hypotheses.backbones.products import Linear
 from hypotheses.backbones.norm import Norm
 
 SHAPES = [(2, 5, 5, 48), (3, 7, 20), (1, 1, 3), (2, 9, 341), (7, 13, 13, 96), (4, 768)]
@@ -72,9 +72,9 @@ def test_both_ways_of_a_linear_layer_are_equal(shape, monkeypatch):
     layer, x = made(Linear(shape[-1], 37)), torch.randn(shape)
     found = []
     for slow in (True, False):
-        monkeypatch.setattr(linear, "slow_mkl", lambda slow=slow: slow)
-        assert linear.by_convolution(x) == slow
+        monkeypatch.setattr(products, "slow_mkl", lambda slow=slow: slow)
+        assert products.by_convolution(x) == slow
         found.append(results(Linear.forward, layer, x, torch.float32))
     close(found[0], [v.double() for v in found[1]], 1e-6)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not linear.by_convolution(x)
+        assert not products.by_convolution(x)

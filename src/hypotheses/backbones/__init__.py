@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hypotheses.backbones import gate, norm
 from hypotheses.backbones.kernels import compiler
-from hypotheses.backbones.linear import by_convolution
+from hypotheses.backbones.products import by_convolution
 from hypotheses.backbones.mambaout import GatedCNNBlock, MambaOut, MambaOutHead
 from hypotheses.backbones.scan import implementation
 from hypotheses.backbones.ssm import SSM

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from hypotheses.backbones.gate import conv_silu, gated, gated_conv
-from hypotheses.backbones.linear import Linear
+from hypotheses.backbones.products import Conv2d, Linear
 from hypotheses.backbones.norm import Norm
 from hypotheses.backbones.ssm import SSM
 
@@ -45,8 +45,8 @@ SCANS = {  # mixer: directions, memory
 MIXERS = ("conv", "identity", "act", *SCANS)
 
 
-def conv_stride2(in_dim: int, out_dim: int) -> nn.Conv2d:
-    return nn.Conv2d(in_dim, out_dim, kernel_size=3, stride=2, padding=1)
+def conv_stride2(in_dim: int, out_dim: int) -> Conv2d:
+    return Conv2d(in_dim, out_dim, kernel_size=3, stride=2, padding=1)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -188,10 +188,10 @@ class MambaOutHead(nn.Module):
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
         self.norm = Norm(dim)
-        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc1 = Linear(dim, 4 * dim)
         self.act = nn.GELU()
         self.norm2 = Norm(4 * dim)
-        self.fc2 = nn.Linear(4 * dim, num_classes)
+        self.fc2 = Linear(4 * dim, num_classes)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         x = self.norm(maps[-1].mean(dim=(2, 3)))

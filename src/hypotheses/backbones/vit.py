@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
+from hypotheses.backbones.products import Conv2d, Linear, attention
+
 EPS = 1e-6  # of every LayerNorm, as in DeiT
 
 
@@ -20,15 +22,14 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, causal: bool):
         super().__init__()
         self.num_heads, self.causal = num_heads, causal
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (
             self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )  # each (B, heads, L, C/heads)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return self.proj(attention(q, k, v, self.causal).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -39,9 +40,9 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
         self.attn = Attention(dim, num_heads, causal)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
-        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc1 = Linear(dim, 4 * dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(4 * dim, dim)
+        self.fc2 = Linear(4 * dim, dim)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class ViT(nn.Module):
     ):
         super().__init__()
         self.dims, self.strides = [dim], [patch]
-        self.patch_embed = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
+        self.patch_embed = Conv2d(3, dim, kernel_size=patch, stride=patch)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, grid, grid))
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.Sequential(*(Block(dim, num_heads, causal, rate) for rate in rates))
@@ -99,7 +100,7 @@ class ViTHead(nn.Module):
     def __init__(self, dim: int, num_classes: int):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=EPS)
-        self.fc = nn.Linear(dim, num_classes)
+        self.fc = Linear(dim, num_classes)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         return self.fc(self.norm(maps[-1].mean(dim=(2, 3))))

@@ -1,0 +1,83 @@
+"""Linear layers, convolutions and attention, for CPUs on which PyTorch's own way to a matrix product is not the fast one.
+
+In float32 torch's Linear uses MKL, which runs at less than half speed on processors that are not Intel's; its 1 x 1
+convolution is the same product by oneDNN, which does not. In bfloat16, as autocast asks for it, both are oneDNN's; but on
+an x86 processor without AVX-512, oneDNN has no such products and torch falls back to a loop that is some twenty times slower
+than float32. There the same bfloat16 numbers are multiplied in float32 (benchmarks/backbone.py shows both differences).
+Elsewhere, and on a GPU, all three are PyTorch's.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hypotheses.backbones import kernels
+
+
+class Linear(nn.Linear):
+    """(..., C) -> (..., C')."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not by_float32(x):
+            return product(x, self.weight, self.bias)
+        with torch.autocast("cpu", enabled=False):
+            return product(*widened(x, self.weight, self.bias)).bfloat16()
+
+
+class Conv2d(nn.Conv2d):
+    """(B, C, h, w) -> (B, C', h', w')."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not by_float32(input):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return self._conv_forward(*widened(input, self.weight, self.bias)).bfloat16()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """Scaled dot-product attention, each (B, heads, L, C/heads); with `causal`, token i sees tokens 0..i."""
+    if not by_float32(q):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    with torch.autocast("cpu", enabled=False):
+        q, k, v = widened(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal).bfloat16()
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not by_convolution(x):
+        return F.linear(x, weight, bias)
+    maps = x.flatten(1, -2).unsqueeze(1)  # (B, 1, L, C)
+    return F.conv2d(maps.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+
+
+def by_convolution(x: Tensor) -> bool:
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim > 2 and not torch.is_autocast_enabled("cpu")
+    return plain and slow_mkl()
+
+
+def by_float32(x: Tensor) -> bool:
+    asked = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return asked and torch.get_autocast_dtype("cpu") == torch.bfloat16 and not bfloat16_products()
+
+
+def widened(*tensors: Any) -> list[Any]:
+    """What autocast would multiply, as float32; None stays None."""
+    return [None if v is None else v.bfloat16().float() for v in tensors]
+
+
+@functools.cache
+def slow_mkl() -> bool:
+    """Whether this is a processor on which MKL takes its slow way."""
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and "AMD" in kernels.processor()
+
+
+@functools.cache
+def bfloat16_products() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this processor."""
+    try:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):  # a PyTorch without oneDNN, which is not known to be slow
+        return True

@@ -12,6 +12,7 @@
 Peers: mambapy's parallel scan (`pip install mambapy`), and the recurrence as a loop over tensors from `unbind`. mamba_ssm's
 own reference indexes its tensors step by step, which makes its backward quadratic in the length: it is restated here in a
 few lines (`indexed_loop`), shown with --loops and no yardstick. The compiled scan needs a compiler (CXX, as everywhere).
+Speed is measured with the allocator settings of a run, for all alike; memory with glibc's own.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from side_by_side import machine, measure, ratios
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from hypotheses.allocator import keep_memory
 from hypotheses.backbones import kernels, scan
 
 SHAPES = [(1, 768, 16, 4096), (8, 384, 16, 196), (64, 96, 16, 64), (64, 96, 1, 64)]  # images, channels, states, tokens
@@ -222,6 +224,7 @@ def main() -> None:
     elif asked.accuracy:
         accuracy()
     else:
+        keep_memory()
         speed(asked.mode, asked.rounds, asked.loops, asked.channels_first)
     print(machine("mambapy", *(["transformers"] if asked.loops else [])))
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from conftest import BACKBONES
 from hypotheses import backbones, cost
-from hypotheses.backbones import kernels
+from hypotheses.backbones import kernels, products
 from hypotheses.backbones.ssm import SSM
 from hypotheses.config import compose
 from hypotheses.errors import UserError
@@ -216,7 +216,9 @@ def test_the_kernels_of_an_arm_are_named():
     assert "scan" not in used[""] and used["_ssm"]["scan"] == ("cpp" if kernels.library("scan") else "chunked")
     assert used["_k13"]["gate"] == "plain" and used[""]["gate"] == ("cpp" if kernels.library("gate") else "plain")
     assert used[""] == {k: v for k, v in used["_ssm"].items() if k != "scan"} == used["_identity"]
-    assert backbones.kernels_used(config("vit_atto"), "cpu") == {}
+    assert backbones.kernels_used(config("vit_atto"), "cpu") == {"linear": used[""]["linear"]}
+    mixed = backbones.kernels_used(config("vit_atto"), "cpu", "bf16-mixed")
+    assert mixed["bfloat16"] == ("oneDNN" if products.bfloat16_products() else "by float32")
 
 
 def test_norms_biases_and_the_states_of_the_ssm_are_not_decayed():

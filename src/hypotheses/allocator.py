@@ -8,7 +8,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def keep_memory() -> bool:
-    """Let this process keep what it has freed, for its next tensors; true if that could be set. Values do not change."""
+    """Let this process keep what it has freed, for its next tensors; true if that could be set. Values do not change.
+
+    Aligned blocks, which tensors are, need a hole a little larger than themselves before glibc 2.38, so the memory grows by a
+    few blocks before it is used again."""
     if not sys.platform.startswith("linux"):
         return False
     try:

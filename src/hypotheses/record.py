@@ -169,7 +169,7 @@ def provenance(config: Config, device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device,
         "hardware": {key: config["hardware"][key] for key in ("devices", "nodes", "max_batch_per_device")},
-        "kernels": backbones.kernels_used(config["backbone"], "cuda" if gpu else "cpu"),
+        "kernels": backbones.kernels_used(config["backbone"], "cuda" if gpu else "cpu", config["recipe"]["precision"]),
         "threads": torch.get_num_threads(),
         "command": "python -m hypotheses.run " + " ".join(sys.argv[1:]),
     }

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from hypotheses.backbones import gate, norm
 from hypotheses.backbones.kernels import compiler
-from hypotheses.backbones.products import by_convolution
 from hypotheses.backbones.mambaout import GatedCNNBlock, MambaOut, MambaOutHead
+from hypotheses.backbones.products import bfloat16_products, by_convolution
 from hypotheses.backbones.scan import implementation
 from hypotheses.backbones.ssm import SSM
 from hypotheses.backbones.vit import ViT, ViTHead
@@ -101,12 +101,15 @@ def initialise(model: nn.Module, seed: int, init: str) -> None:
             module.reset_parameters()
 
 
-def kernels_used(config: Mapping[str, Any], device: str) -> dict[str, str]:
-    """By which way the parts of a backbone are computed in float32 on "cpu" or "cuda": `scan` where it has one, `gate`, `norm`
-    and `linear` for a MambaOut; and the compiler of those that are compiled. They agree to rounding only."""
+def kernels_used(config: Mapping[str, Any], device: str, precision: str = "32-true") -> dict[str, str]:
+    """By which way the parts of a backbone are computed in float32 on "cpu" or "cuda": `linear`, `scan` where it has one, `gate`
+    and `norm` for a MambaOut; the compiler of those that are compiled; and on a CPU, under a mixed `precision`, what multiplies
+    its bfloat16. They agree to rounding only."""
     network = build(config)
     sample = torch.empty(1, 1, 1, network.dims[0], device=device)
-    used = {}
+    used = {"linear": "convolution" if by_convolution(sample) else "linear"}
+    if precision == "bf16-mixed" and device == "cpu":
+        used["bfloat16"] = "oneDNN" if bfloat16_products() else "by float32"
     for module in network.modules():
         if isinstance(module, SSM):
             used["scan"] = implementation(sample, module.d_state, module.memory)
@@ -114,7 +117,6 @@ def kernels_used(config: Mapping[str, Any], device: str) -> dict[str, str]:
             conv = module.conv if module.mixer != "identity" else None
             used["gate"] = "cpp" if gate.fused(sample, conv) else "plain"
             used["norm"] = "cpp" if norm.fused(sample, module.norm) else "plain"
-            used["linear"] = "convolution" if by_convolution(sample) else "linear"
     return used | ({"compiler": compiler()} if "cpp" in used.values() else {})
 
 

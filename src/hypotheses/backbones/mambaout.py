@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from hypotheses.backbones.gate import conv_silu, gated, gated_conv
-from hypotheses.backbones.products import Conv2d, Linear
 from hypotheses.backbones.norm import Norm
+from hypotheses.backbones.products import Conv2d, Linear
 from hypotheses.backbones.ssm import SSM
 
 SCANS = {  # mixer: directions, memory

@@ -50,7 +50,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not by_convolution(x):
         return F.linear(x, weight, bias)
     maps = x.flatten(1, -2).unsqueeze(1)  # (B, 1, L, C)
-    return F.conv2d(maps.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+    return (
+        F.conv2d(maps.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+    )
 
 
 def by_convolution(x: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Linear layers, convolutions and attention, for CPUs on which PyTorch's own way to a matrix product is not the fast one.
 
-In float32 torch's Linear uses MKL, which runs at less than half speed on processors that are not Intel's; its 1 x 1
-convolution is the same product by oneDNN, which does not. In bfloat16, as autocast asks for it, both are oneDNN's; but on
+In float32 torch's Linear uses MKL, which runs at less than half speed on AMD's processors with AVX-512 (and at full speed on
+those without); its 1 x 1 convolution is the same product by oneDNN, which does not. In bfloat16, as autocast asks for it, both are oneDNN's; but on
 an x86 processor without AVX-512, oneDNN has no such products and torch falls back to a loop that is some twenty times slower
 than float32. There the same bfloat16 numbers are multiplied in float32 (benchmarks/backbone.py shows both differences).
 Elsewhere, and on a GPU, all three are PyTorch's.
@@ -73,7 +73,8 @@ def widened(*tensors: Any) -> list[Any]:
 @functools.cache
 def slow_mkl() -> bool:
     """Whether this is a processor on which MKL takes its slow way."""
-    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and "AMD" in kernels.processor()
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return both and "AMD" in kernels.processor() and "avx512f" in kernels.processor()
 
 
 @functools.cache

@@ -107,13 +107,13 @@ INLINE float sum(vec v) {
 // it is never less than 2^-BOUND nor more than 2^BOUND. exp2_bounded(OCTAVE * z) takes |z| <= BOUND and NaN only.
 constexpr float BOUND = 126.f;
 #if defined(__AVX2__) && !HAS_AVX512
-// Whole eighths of z: a power of two times one of eight roots of two, which fit into a vector. The rest is so small that a
-// polynomial of three terms will do; it is exact at 0.
+// Whole eighths of z: a power of two times one of eight roots of two, which fit into a vector. The rest is so small that four
+// terms of the series will do: 2^(f/8) - 1 to 1e-7 of itself, not of 1, since a state forgets by that difference.
 constexpr float OCTAVE = 8.f;
 INLINE vec exp2_bounded(vec z) {
   const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold
   vec shifted = z + magic, f = z - (shifted - magic);
-  vec p = f * (splat(8.66433918e-2f) + f * (splat(3.75402551e-3f) + f * splat(1.08420849e-4f)));
+  vec p = f * (splat(8.66433976e-2f) + f * (splat(3.75353919e-3f) + f * (splat(1.08406462e-4f) + f * splat(2.34818e-6f))));
   // the bits of 2^(i/8), less those that the lowest three bits of the whole number will add to them
   const ivec roots = {0x3f800000,             0x3f8b95c2 - (1 << 20), 0x3f9837f0 - (2 << 20), 0x3fa5fed7 - (3 << 20),
                       0x3fb504f3 - (4 << 20), 0x3fc5672a - (5 << 20), 0x3fd744fd - (6 << 20), 0x3feac0c7 - (7 << 20)};

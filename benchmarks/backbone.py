@@ -7,8 +7,8 @@
                                                                      process, in turn
     python benchmarks/backbone.py --arms                             a training step of each arm against the Gated CNN's
 
-In the first two both have the same allocator settings and precision: float32, and bfloat16 autocast. `plain` is our network
-without the compiled kernels.
+In the first two both have the same allocator settings and precision: float32, and bfloat16 autocast (--precision). `plain` is
+our network without the compiled kernels.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from hypotheses.allocator import keep_memory
 from hypotheses.backbones import kernels, weights
 from hypotheses.config import compose
 
+PRECISIONS = ["float32", "bf16 autocast"]
 BATCH = {"mambaout_femto": 16, "mambaout_kobe": 16, "mambaout_tiny": 8, "mambaout_small": 4, "mambaout_base": 4}
 
 
@@ -75,15 +76,15 @@ def step(model: nn.Module, images: torch.Tensor, mode: str, bf16: bool):
     return train
 
 
-def against_timm(name: str, mode: str, rounds: int) -> None:
+def against_timm(name: str, mode: str, rounds: int, precisions: list[str]) -> None:
     images = torch.randn(BATCH[name], 3, 224, 224)
     peer = timm.create_model(name)
     ways = {}
-    for bf16 in (False, True):
-        precision = "bf16 autocast" if bf16 else "float32"
+    for precision in precisions:
+        bf16 = precision == "bf16 autocast"
         models = {"timm": timm.create_model(name), "ours": ours(name, peer.state_dict())}
         models["timm"].load_state_dict(peer.state_dict())
-        if not bf16:
+        if precision == precisions[0]:
             with torch.inference_mode():
                 difference = (models["timm"].eval()(images[:2]) - models["ours"].eval()(images[:2])).abs().max()
             print(f"{name}: largest difference of the outputs with the same weights {difference:.1e}")
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--model", default="mambaout_femto")
     parser.add_argument("--mode", choices=["training", "inference"], default="training")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--stack", action="store_true")
     parser.add_argument("--arms", action="store_true")
@@ -165,7 +167,7 @@ def main() -> None:
         if asked.arms:
             arms(asked.model, asked.rounds)
         else:
-            against_timm(asked.model, asked.mode, asked.rounds)
+            against_timm(asked.model, asked.mode, asked.rounds, asked.precision)
     print(machine("timm"))
 
 

@@ -76,8 +76,8 @@ def build_classifier(config: Mapping[str, Any], num_classes: int, seed: int, dro
 def initialise(model: nn.Module, seed: int, init: str) -> None:
     """Give every layer its initial values, drawn from a stream of its own, keyed by `seed` and the layer's name.
 
-    So two networks that share a layer start with the same values in it, whatever other layers they have. Linear and
-    convolution weights are truncated normal and their biases zero; their deviation is
+    So two networks that share a layer start with the same values in it, whatever other layers they have. Weights of Linear
+    layers and convolutions, transposed ones too, are truncated normal and their biases zero; their deviation is
 
         published   0.02, as in MambaOut's and DeiT's code
         fan_in      1 / sqrt(inputs of a unit), for the narrow networks of the demo: with 0.02 a network of 48 channels
@@ -92,8 +92,9 @@ def initialise(model: nn.Module, seed: int, init: str) -> None:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         if own := getattr(module, "init_weights", None):
             own(generator)
-        elif isinstance(module, nn.Linear | nn.Conv2d):
-            std = 0.02 if init == "published" else module.weight[0].numel() ** -0.5
+        elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            inputs = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
+            std = 0.02 if init == "published" else inputs**-0.5
             nn.init.trunc_normal_(module.weight, std=std, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -137,8 +137,8 @@ def speed(mode: str, rounds: int, loops: bool, channels_first: bool) -> None:
 
 
 def exp_per_second() -> float:
-    """How many float32 exp this machine does a second with all threads: the kernel's own exp on data in the first-level
-    cache and nothing else, best of seven tries."""
+    """How many float32 exp this machine does a second with all threads: the kernel's own exp, as it is where no number is too
+    large for it, on data in the first-level cache and nothing else, best of seven tries."""
     rate, best = ctypes.c_double(), 0.0
     for _ in range(7):
         kernels.call("rates", "exp_per_second", ctypes.byref(rate))

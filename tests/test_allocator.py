@@ -13,7 +13,7 @@ print(allocator.keep_memory() if sys.argv[1] == "keep" else None)
 for turn in range(15):  # blocks of different sizes, as the layers of a network have them
     if turn == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    blocks = [torch.ones(n << 20) for n in (12, 10, 11)]
+    blocks = [torch.ones(n << 18) for n in (25, 21, 23)]
     del blocks
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -29,6 +29,6 @@ def page_faults(how: str) -> tuple[str, int]:
 def test_what_was_freed_is_used_again():
     said, kept = page_faults("keep")
     if said == "False":
-        pytest.skip("another C library")
+        pytest.skip("not this C library")
     _, ordinary = page_faults("ordinary")
     assert ordinary > 50 and kept < ordinary / 10

@@ -6,7 +6,7 @@ from torch import nn
 
 from conftest import BACKBONES
 from hypotheses import backbones, cost
-from hypotheses.backbones import kernels, products
+from hypotheses.backbones import kernels
 from hypotheses.backbones.ssm import SSM
 from hypotheses.config import compose
 from hypotheses.errors import UserError
@@ -208,7 +208,7 @@ def test_positions_are_interpolated_to_other_sizes():
         model(torch.zeros(1, 3, 30, 32))
 
 
-def test_the_kernels_of_an_arm_are_named():
+def test_the_kernels_of_an_arm_are_named(monkeypatch):
     """What it is computed with, and nothing that it does not have."""
     used = {
         arm: backbones.kernels_used(config(f"mambaout_atto{arm}"), "cpu") for arm in ("", "_ssm", "_k13", "_identity")
@@ -217,8 +217,9 @@ def test_the_kernels_of_an_arm_are_named():
     assert used["_k13"]["gate"] == "plain" and used[""]["gate"] == ("cpp" if kernels.library("gate") else "plain")
     assert used[""] == {k: v for k, v in used["_ssm"].items() if k != "scan"} == used["_identity"]
     assert backbones.kernels_used(config("vit_atto"), "cpu") == {"linear": used[""]["linear"]}
-    mixed = backbones.kernels_used(config("vit_atto"), "cpu", "bf16-mixed")
-    assert mixed["bfloat16"] == ("oneDNN" if products.bfloat16_products() else "by float32")
+    for native, name in ((True, "oneDNN"), (False, "by float32")):
+        monkeypatch.setattr(backbones, "bfloat16_products", lambda native=native: native)
+        assert backbones.kernels_used(config("vit_atto"), "cpu", "bf16-mixed")["bfloat16"] == name
 
 
 def test_norms_biases_and_the_states_of_the_ssm_are_not_decayed():

@@ -36,7 +36,8 @@ def test_both_ways_of_a_linear_layer_are_equal(shape, monkeypatch):
     ids=str,
 )
 def test_under_autocast_float32_multiplies_the_same_numbers(layer, shape, by_convolution, monkeypatch):
-    """Which are those of a bfloat16 product: values differ by its rounding of the result alone, and so do gradients."""
+    """Which are those of a bfloat16 product: values differ by its rounding of the result alone, gradients by that of the
+    gradient that comes in, and of theirs."""
     monkeypatch.setattr(products, "bfloat16_products", lambda: False)
     monkeypatch.setattr(products, "slow_mkl", lambda: by_convolution)
     layer, x = made(layer), torch.randn(shape)
@@ -61,15 +62,17 @@ def test_under_autocast_float32_multiplies_the_same_numbers(layer, shape, by_con
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_under_autocast(causal, monkeypatch):
-    q, k, v = torch.randn(3, 2, 4, 9, 16, requires_grad=True)
-    true = F.scaled_dot_product_attention(*(t.bfloat16().float() for t in (q, k, v)), is_causal=causal)
+    q, k, v = (torch.randn(2, 4, 9, 16).bfloat16().float().requires_grad_() for _ in range(3))
+    weight = torch.randn(2, 4, 9, 16).bfloat16()
+    true = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    gradients = torch.autograd.grad(true, (q, k, v), weight.float())
     for native in (True, False):
         monkeypatch.setattr(products, "bfloat16_products", lambda native=native: native)
         with torch.autocast("cpu", torch.bfloat16):
             found = attention(q, k, v, causal)
         assert found.dtype == torch.bfloat16
         close([found], [true.double()], 1e-2)
-        torch.autograd.grad(found.sum(), q, retain_graph=True)
+        close(torch.autograd.grad(found, (q, k, v), weight), [g.double() for g in gradients], 2e-2)
     assert torch.equal(attention(q, k, v, causal), F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
 
@@ -78,9 +81,29 @@ def test_without_autocast_nothing_is_rounded(monkeypatch):
     x = torch.randn(2, 3, 8, 8)
     conv = made(Conv2d(3, 4, 3))
     assert torch.equal(conv(x), nn.Conv2d.forward(conv, x))
-    assert not products.by_float32(x) and not products.by_float32(x.to("meta"))
+    assert not products.by_float32(x)
     with torch.autocast("cpu", torch.float16):
         assert not products.by_float32(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products.by_float32(x) and not products.by_float32(x.to("meta"))
+        assert torch.equal(conv.double()(x.double()), nn.Conv2d.forward(conv, x.double()))  # autocast leaves it alone
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 2, 6), (0, 5, 6), (2, 0, 6), (0, 6)], ids=str)
+def test_an_empty_batch(shape, monkeypatch):
+    monkeypatch.setattr(products, "slow_mkl", lambda: True)
+    layer = Linear(6, 4)
+    assert layer(torch.zeros(shape)).shape == (*shape[:-1], 4)
+    monkeypatch.setattr(products, "bfloat16_products", lambda: False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.zeros(shape)).shape == (*shape[:-1], 4)
+
+
+def test_compiled_code_takes_pytorchs_way(monkeypatch):
+    monkeypatch.setattr(products, "bfloat16_products", lambda: False)
+    layer, x = Linear(6, 4), torch.randn(2, 3, 6)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(x), nn.Linear.forward(layer, x), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mambaout_atto_ssm", "vit_atto_causal"])

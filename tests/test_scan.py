@@ -269,6 +269,40 @@ def test_nan_is_not_lost():
             assert selective_scan(**tensors).isnan().any(), (name, bits)
 
 
+def test_signs_and_sizes_that_no_layer_makes():
+    """A of zero and of either sign, steps of either sign, around the edge from which on exponentials have to be clamped, in one
+    block of channels; a NaN in A harms its own state alone."""
+    tensors = inputs((2, 40, 2, 24, 5), 1.0)
+    tensors["A"][:, ::3] = 0
+    tensors["A"][:, 1::3] *= -1
+    tensors["dt"] = torch.where(torch.arange(40)[:, None, None] % 7 == 3, -0.5, 0.3).expand_as(tensors["dt"]).double()
+    tensors["A"] *= 0.1 * (2.0 ** torch.arange(24) / 2**18).clamp(0, 1)[:, None]
+    check_against_reference(tensors)
+    far = {k: v.clone() for k, v in tensors.items()}
+    far["A"] = -far["A"].abs()
+    far["dt"] = 4000 * far["dt"].abs()  # beyond the edge in some channels, and within it in others
+    check_against_reference(far)
+    if kernels.library("scan") is not None:
+        far["A"][0, 5, 1] = float("nan")  # behind a larger one and before a smaller one
+        true, found = (
+            results(f, far, True, d)
+            for f, d in ((selective_scan_reference, torch.float64), (FUNCTIONS["cpp"], torch.float32))
+        )
+        of_A = NAMES.index("A") + 1
+        assert found[of_A].isnan().sum() == true[of_A].isnan().sum()
+        kept = ~true[of_A].isnan()
+        assert torch.allclose(found[of_A][kept].double(), true[of_A][kept], rtol=1e-4, atol=1e-9)
+
+
+def check_against_reference(tensors: dict[str, Tensor]) -> None:
+    true = results(selective_scan_reference, tensors, True)
+    for way, dtype in WAYS.items():
+        if way != "cpp" or kernels.library("scan") is not None:
+            found = results(FUNCTIONS[way.split()[0]], tensors, True, dtype)
+            for name, a, b in zip(("y", *NAMES), found, true, strict=False):
+                assert (a.double() - b).norm() <= 3e-6 * b.norm(), (way, name)
+
+
 def run(**environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120

@@ -10,12 +10,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 def keep_memory() -> bool:
     """Let this process keep what it has freed, for its next tensors; true if that could be set. Values do not change.
 
-    Aligned blocks, which tensors are, need a hole a little larger than themselves before glibc 2.38, so the memory grows by a
-    few blocks before it is used again."""
+    Aligned blocks, which tensors are, need a hole a little larger than themselves in most versions of glibc, so the memory
+    grows by a few blocks before it is used again."""
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, 2**31 - 1) and mallopt(M_TRIM_THRESHOLD, -1))
+    # older versions of glibc take no more than 32 MiB
+    larger = mallopt(M_MMAP_THRESHOLD, 2**31 - 1) or mallopt(M_MMAP_THRESHOLD, 2**25)
+    return bool(larger and mallopt(M_TRIM_THRESHOLD, -1))

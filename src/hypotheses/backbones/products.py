@@ -1,10 +1,11 @@
 """Linear layers, convolutions and attention, for CPUs on which PyTorch's own way to a matrix product is not the fast one.
 
-In float32 torch's Linear uses MKL, which runs at less than half speed on AMD's processors with AVX-512 (and at full speed on
-those without); its 1 x 1 convolution is the same product by oneDNN, which does not. In bfloat16, as autocast asks for it, both are oneDNN's; but on
-an x86 processor without AVX-512, oneDNN has no such products and torch falls back to a loop that is some twenty times slower
-than float32. There the same bfloat16 numbers are multiplied in float32 (benchmarks/backbone.py shows both differences).
-Elsewhere, and on a GPU, all three are PyTorch's.
+In float32 torch's Linear uses MKL, which runs at less than half speed on AMD's processors with AVX-512 (and at full speed
+on those without); its 1 x 1 convolution is the same product by oneDNN, which does not. In bfloat16, as autocast asks for
+it, both are oneDNN's; but where oneDNN has no such products, as on x86 without AVX-512, torch falls back to a loop that is
+some fifteen times slower than float32. There the same bfloat16 numbers are multiplied in float32, which keeps as much
+memory for the backward pass as float32 does. benchmarks/backbone.py shows both differences. Elsewhere, on a GPU, and where
+torch.compile takes them, all three are PyTorch's.
 """
 
 import functools
@@ -51,17 +52,22 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     maps = x.flatten(1, -2).unsqueeze(1)  # (B, 1, L, C)
     return (
-        F.conv2d(maps.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
+        F.conv2d(maps.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
+        .permute(0, 2, 3, 1)
+        .view(*x.shape[:-1], len(weight))
     )
 
 
 def by_convolution(x: Tensor) -> bool:
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim > 2 and not torch.is_autocast_enabled("cpu")
-    return plain and slow_mkl()
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    return x.dtype == torch.float32 and x.ndim > 2 and x.numel() > 0 and slow_mkl()
 
 
 def by_float32(x: Tensor) -> bool:
-    asked = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if torch.compiler.is_compiling():
+        return False
+    asked = x.device.type == "cpu" and x.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
     return asked and torch.get_autocast_dtype("cpu") == torch.bfloat16 and not bfloat16_products()
 
 

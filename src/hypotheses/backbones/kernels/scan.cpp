@@ -58,7 +58,7 @@ void pack_A(const Scan &p, float *packed, float *largest) {
       for (int64_t n = 0; n < p.N; n++) {
         const float a = e < p.E ? p.A[(k * p.E + e) * p.N + n] * LOG2E : 0.f;
         packed[((k * blocks + e / W) * p.N + n) * W + e % W] = a * OCTAVE;
-        most = std::fabs(a) <= most ? most : std::fabs(a);  // NaN stays
+        most = std::fabs(a) > most ? std::fabs(a) : most;  // NaN is left out: exp2_bounded takes it
       }
       largest[k * blocks * W + e] = BOUND / most;
     }

@@ -50,50 +50,36 @@ class Operators(types.ModuleType):
 
     @staticmethod
     def roi_align_forward(
-        input: Tensor,
-        rois: Tensor,
-        output: Tensor,
-        argmax_y: Tensor,
-        argmax_x: Tensor,
-        *,
-        aligned_height: int,
-        aligned_width: int,
-        spatial_scale: float,
-        sampling_ratio: int,
-        pool_mode: int,
-        aligned: bool,
+        input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, **window: Any
     ) -> None:
         """Write RoIAlign of input (B, C, h, w) in the rois (n, 5) into output (n, C, aligned_height, aligned_width)."""
-        only_average(pool_mode)
-        size = (aligned_height, aligned_width)
-        output.copy_(ops.roi_align(input, rois, size, spatial_scale, sampling_ratio, aligned))
+        output.copy_(roi_align(input, rois, **window))
 
     @staticmethod
     def roi_align_backward(
-        grad_output: Tensor,
-        rois: Tensor,
-        argmax_y: Tensor,
-        argmax_x: Tensor,
-        grad_input: Tensor,
-        *,
-        aligned_height: int,
-        aligned_width: int,
-        spatial_scale: float,
-        sampling_ratio: int,
-        pool_mode: int,
-        aligned: bool,
+        grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, **window: Any
     ) -> None:
         """Write the gradient of input. RoIAlign is linear in its input, so any input of that shape has the same."""
-        only_average(pool_mode)
         with torch.enable_grad():
             zeros = torch.zeros_like(grad_input, requires_grad=True)
-            size = (aligned_height, aligned_width)
-            output = ops.roi_align(zeros, rois, size, spatial_scale, sampling_ratio, aligned)
+            output = roi_align(zeros, rois, **window)
         grad_input.copy_(torch.autograd.grad(output, zeros, grad_output)[0])
 
 
-def only_average(pool_mode: int) -> None:
+def roi_align(
+    input: Tensor,
+    rois: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> Tensor:
+    """torchvision's, with the arguments that mmcv gives to its own."""
     if pool_mode != 1:
         raise UserError(
             "RoIAlign with pool_mode=max is not in torchvision: use pool_mode=avg, or mmcv's compiled operators"
         )
+    return ops.roi_align(input, rois, (aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)

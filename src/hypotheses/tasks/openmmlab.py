@@ -90,11 +90,11 @@ def dense_dims(backbone: Mapping[str, Any]) -> list[int]:
 
 def build(name: str, model: ConfigDict) -> Any:
     """The network of a config of `mask_rcnn` ("mmdet") or `upernet` ("mmseg"), without initial values (`init_weights`)."""
-    registry = importlib.import_module(f"{library(name).__name__}.registry").MODELS
+    library(name)
     from mmengine.registry import DefaultScope
 
     with DefaultScope.overwrite_default_scope(name):
-        return registry.build(model)
+        return importlib.import_module(f"{name}.registry").MODELS.build(model)
 
 
 class Counted(nn.Module):

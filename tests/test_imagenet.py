@@ -12,7 +12,7 @@ from hypotheses import data, tasks
 from hypotheses.config import compose
 from hypotheses.errors import UserError, one_line
 from hypotheses.run import run
-from hypotheses.tasks import imagenet
+from hypotheses.tasks import common, imagenet
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_the_global_batches_do_not_depend_on_the_number_of_processes(world, monk
     def epoch(rank, size, number):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", str(size))
-        sampler = imagenet.EpochSampler(37, 8, seed=3)
+        sampler = common.EpochSampler(37, 8, seed=3)
         sampler.set_epoch(number)
         keys = list(sampler)
         assert len(keys) == len(sampler) and {e for e, _ in keys} == {number}
@@ -75,16 +75,16 @@ def test_validation_visits_every_image_once(monkeypatch):
     seen = []
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        seen += [i for _, i in imagenet.EpochSampler(10, None, seed=0)]
+        seen += [i for _, i in common.EpochSampler(10, None, seed=0)]
     assert sorted(seen) == list(range(10))
 
 
 def test_the_batch_is_shared_and_split_into_passes():
-    assert imagenet.divide(4096, 8, 512) == imagenet.Share(512, 1)
-    assert imagenet.divide(4096, 8, 128) == imagenet.Share(128, 4)
-    assert imagenet.divide(96, 1, 40) == imagenet.Share(32, 3)
+    assert common.divide(4096, 8, 512) == common.Share(512, 1)
+    assert common.divide(4096, 8, 128) == common.Share(128, 4)
+    assert common.divide(96, 1, 40) == common.Share(32, 3)
     with pytest.raises(UserError, match="cannot be shared by 3 processes"):
-        imagenet.divide(64, 3, 64)
+        common.divide(64, 3, 64)
 
 
 def test_keyed_random_is_a_function_of_its_key_and_leaves_no_trace():
@@ -92,7 +92,7 @@ def test_keyed_random_is_a_function_of_its_key_and_leaves_no_trace():
         return random.random(), np.random.rand(), torch.rand(1).item()
 
     def keyed(*key):
-        with imagenet.keyed_random(*key):
+        with common.keyed_random(*key):
             return draw()
 
     torch.manual_seed(0), np.random.seed(0), random.seed(0)

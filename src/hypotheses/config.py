@@ -72,12 +72,74 @@ class ImageNetRecipe:
     crop_pct: float = 1.0
 
 
+@dataclasses.dataclass
+class CocoSchedule:
+    """Linear warm-up from warmup_factor of the rate over warmup_steps, then `gamma` times the rate at each milestone (epoch)."""
+
+    warmup_steps: int
+    warmup_factor: float
+    milestones: list[int]
+    gamma: float
+
+
+@dataclasses.dataclass
+class PolySchedule:
+    """Linear warm-up from warmup_factor of the rate over warmup_steps, then a polynomial of that power down to 0."""
+
+    warmup_steps: int
+    warmup_factor: float
+    power: float
+
+
+@dataclasses.dataclass
+class DenseRecipe:
+    """What detection and segmentation share; see coco_paper.yaml for what each key means."""
+
+    name: str
+    num_classes: int
+    image_size: list[int]
+    data: dict[str, Any]
+    pretrained: str
+    resize: list[int]
+    flip: float
+    batch_size: int
+    optimizer: Optimizer
+    drop_path: Any  # a number; in the files also a table of them by backbone
+    model: dict[str, Any]
+    precision: str
+    validate_every: int
+
+
+@dataclasses.dataclass
+class CocoRecipe(DenseRecipe):
+    """conf/recipe/coco_*.yaml."""
+
+    epochs: int
+    schedule: CocoSchedule
+
+
+@dataclasses.dataclass
+class Ade20kRecipe(DenseRecipe):
+    """conf/recipe/ade20k_*.yaml; see ade20k_paper.yaml for what each key means."""
+
+    steps: int
+    schedule: PolySchedule
+    ratios: list[float]
+    crop: list[int]
+    photometric: bool
+    multi_scale: dict[str, Any] | None
+
+
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-SOURCES = ("digits", "imagenet", "random")  # of images
-RECIPES = {"imagenet": ImageNetRecipe}
+RECIPES: dict[str, Any] = {"imagenet": ImageNetRecipe, "coco": CocoRecipe, "ade20k": Ade20kRecipe}
+SOURCES = {  # of images, by task
+    "imagenet": ("digits", "imagenet", "random"),
+    "coco": ("scenes", "coco"),
+    "ade20k": ("scenes", "ade20k"),
+}
 MODES = ("train", "eval")
-PATHS = {"data", "imagenet", "outputs", "results"}
-KEYS = {"task", "backbone", "scale", "recipe", "mode", "weights", "hardware", "seed", "tag", "paths"}
+PATHS = {"data", "imagenet", "coco", "ade20k", "outputs", "results"}
+KEYS = {"task", "backbone", "scale", "recipe", "mode", "weights", "pretrained", "hardware", "seed", "tag", "paths"}
 
 
 # ---- composition -----------------------------------------------------------------------------------------------------
@@ -100,8 +162,9 @@ def resolve(cfg: Any) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     task = cfg.task.name
-    if task not in RECIPES:
-        raise UserError(f"task={task} is not built yet; built: {', '.join(RECIPES)}")
+    if "recipe" not in cfg:
+        scales = sorted(p.stem.split("_")[1] for p in (CONF / "recipe").glob(f"{task}_*.yaml"))
+        raise UserError(f"task={task} has no scale={cfg.scale.name}: choose one of {', '.join(scales)}")
     for key in cfg:
         if key not in KEYS:
             raise UserError(f"no key '{key}'{nearest(str(key), KEYS)}")
@@ -132,25 +195,40 @@ def resolve(cfg: Any) -> Config:
     if weights is not None and not isinstance(weights, str):
         raise UserError(f"weights={weights}: give a file, an https:// address or a hub id such as timm/NAME")
     recipe, hardware = config["recipe"], config["hardware"]
+    if config["pretrained"] is not None:
+        if "pretrained" not in recipe or mode == "eval":
+            raise UserError(
+                f"pretrained={config['pretrained']}: it is what training of coco and ade20k starts from; leave it out"
+            )
+        recipe["pretrained"] = str(config["pretrained"])
     optimizer, schedule = recipe["optimizer"], recipe["schedule"]
-    checks = [
-        (f"recipe.{k}", recipe[k], 1) for k in ("num_classes", "image_size", "epochs", "batch_size", "validate_every")
-    ]
+    counts = ("num_classes", "batch_size", "validate_every", "epochs", "steps")
+    checks = [(f"recipe.{k}", recipe[k], 1) for k in counts if k in recipe]
     checks += [(f"hardware.{k}", hardware[k], 1) for k in ("nodes", "max_batch_per_device", "threads")]
-    checks += [
-        ("hardware.workers", hardware["workers"], 0),
-        ("recipe.schedule.warmup_epochs", schedule["warmup_epochs"], 0),
-    ]
+    checks += [("hardware.workers", hardware["workers"], 0)]
+    checks += [(f"recipe.schedule.{k}", v, 0) for k, v in schedule.items() if k != "milestones"]
     checks += [(f"recipe.optimizer.{k}", optimizer[k], 0) for k in ("lr", "eps", "weight_decay")]
+    for key in ("image_size", "resize", "crop"):
+        sides = recipe.get(key, [])
+        checks += [(f"recipe.{key}", side, 1) for side in (sides if isinstance(sides, list) else [sides])]
+        if isinstance(sides, list) and key in recipe and len(sides) != 2:
+            raise UserError(f"recipe.{key}={sides}: give two numbers of pixels")
     for key, value, least in checks:
         if value is not None and value < least:
             raise UserError(f"{key}={value}: give a number from {least}")
-    if schedule["warmup_epochs"] >= recipe["epochs"]:
+    if task == "imagenet":
+        if schedule["warmup_epochs"] >= recipe["epochs"]:
+            raise UserError(
+                f"recipe.schedule.warmup_epochs={schedule['warmup_epochs']}: give fewer than epochs={recipe['epochs']}"
+            )
+        if len(recipe["mean"]) != 3 or len(recipe["std"]) != 3:
+            raise UserError("recipe.mean and recipe.std: give three numbers each, for red, green and blue")
+    else:
+        recipe["drop_path"] = of_backbone(recipe["drop_path"], config["backbone"])
+    if task == "ade20k" and schedule["warmup_steps"] >= recipe["steps"]:
         raise UserError(
-            f"recipe.schedule.warmup_epochs={schedule['warmup_epochs']}: give fewer than epochs={recipe['epochs']}"
+            f"recipe.schedule.warmup_steps={schedule['warmup_steps']}: give fewer than steps={recipe['steps']}"
         )
-    if len(recipe["mean"]) != 3 or len(recipe["std"]) != 3:
-        raise UserError("recipe.mean and recipe.std: give three numbers each, for red, green and blue")
     if recipe["precision"] not in PRECISIONS:
         raise UserError(f"recipe.precision={recipe['precision']}: choose one of {', '.join(PRECISIONS)}")
     if hardware["devices"] < 1 and hardware["devices"] != -1:
@@ -159,10 +237,23 @@ def resolve(cfg: Any) -> Config:
         raise UserError(
             "hardware.accelerator=cpu has no -1 for all devices: say how many processes, hardware.devices=2"
         )
-    if recipe["data"].get("source") not in SOURCES:
-        raise UserError(f"recipe.data.source={recipe['data'].get('source')}: choose one of {', '.join(SOURCES)}")
+    if recipe["data"].get("source") not in SOURCES[task]:
+        raise UserError(
+            f"recipe.data.source={recipe['data'].get('source')}: choose one of {', '.join(SOURCES[task])} for task={task}"
+        )
     config["paths"] = {key: str((ROOT / Path(path).expanduser()).resolve()) for key, path in config["paths"].items()}
     return config
+
+
+def of_backbone(table: Any, backbone: Config) -> float:
+    """A number, or the entry of a table for a backbone: that of its family and size (mambaout_tiny for mambaout_tiny_ssm),
+    else its `default`."""
+    if isinstance(table, dict):
+        size = "_".join(backbone["name"].split("_")[:2])
+        table = table.get(size, table.get("default"))
+    if isinstance(table, bool) or not isinstance(table, int | float) or not 0 <= table < 1:
+        raise UserError(f"recipe.drop_path={table}: give a number from 0 and below 1")
+    return float(table)
 
 
 def explain(error: Exception) -> Exception:

@@ -25,7 +25,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from hypotheses.config import CONF, RECIPES, Config, explain, resolve
+from hypotheses import config
+from hypotheses.config import CONF, Config
 from hypotheses.errors import UserError, one_line
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help and mistakes do without it
@@ -46,11 +47,12 @@ class Macs:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one network for one image."""
+    """Of one network for one image. Activations are not counted for a whole detector or segmentor (None): its heads keep
+    what their samples of the training need, which depends on the annotations."""
 
     params: int
     macs: Macs
-    activation_bytes: int
+    activation_bytes: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +70,11 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A backbone at one image size: its cost alone, with the head of its task (None where there is none), its stages."""
+    """A backbone at one image size: its cost alone, in the whole network of its task, its stages."""
 
     name: str
     backbone: Cost
-    with_head: Cost | None
+    with_head: Cost
     stages: tuple[Stage, ...]
 
 
@@ -81,8 +83,31 @@ class Row:
 
 def of_run(config: Config) -> dict[str, int]:
     """params and macs of a run's network at its image size."""
-    recipe = config["recipe"]
-    return count(config["backbone"], recipe["num_classes"], recipe["image_size"], recipe["image_size"])
+    if config["task"]["name"] == "imagenet":
+        recipe = config["recipe"]
+        return count(config["backbone"], recipe["num_classes"], *image_size(config, None))
+    cost = whole(config, *image_size(config, None))
+    return {"params": cost.params, "macs": cost.macs.total}
+
+
+def whole(config: Config, height: int, width: int) -> Cost:
+    """The cost of the detector or segmentor of a run, for one image."""
+    import torch
+
+    from hypotheses import tasks
+    from hypotheses.tasks import openmmlab
+
+    try:
+        with torch.device("meta"):
+            model = tasks.load(config["task"]["name"]).network(config)
+            image = torch.empty(1, 3, height, width)
+        counted = macs(openmmlab.Counted(model), image)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"recipe.model or the image size does not fit {config['task']['name']}'s network: {first}"
+        ) from error
+    return Cost(sum(p.numel() for p in model.parameters()), counted, None)
 
 
 def count(backbone: dict[str, Any], num_classes: int, height: int, width: int) -> dict[str, int]:
@@ -211,25 +236,18 @@ def stages(backbone: dict[str, Any], height: int, width: int) -> tuple[Stage, ..
 
 
 def compose(overrides: list[str]) -> Config:
-    """The config of these Hydra overrides; of a task that is not built yet, its task and backbone. Raises UserError."""
-    import hydra
-    from omegaconf import OmegaConf
-
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("config", overrides=overrides)
-        if cfg.task.name in RECIPES:
-            return resolve(cfg)
-        return {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("task", "backbone")}
-    except Exception as error:
-        raise explain(error) from error
+    """The config of these Hydra overrides. Of detection and segmentation it is the paper's unless another scale is named: their
+    size is what people ask about."""
+    dense = any(o in ("task=coco", "task=ade20k") for o in overrides)
+    named = any(o.startswith("scale=") for o in overrides)
+    return config.compose([*overrides, "scale=paper"] if dense and not named else overrides)
 
 
 def image_size(config: Config, asked: str | None) -> tuple[int, int]:
     """Height and width in pixels: `asked` (HxW, or one number for a square), else those of the task. Raises UserError."""
     if asked is None:
-        height, width = config["task"].get("image_size") or [config["recipe"]["image_size"]] * 2
-        return height, width
+        size = config["recipe"]["image_size"]
+        return (size[0], size[1]) if isinstance(size, list) else (size, size)
     sides = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", asked)
     height, width = (int(sides[1]), int(sides[2] or sides[1])) if sides else (0, 0)
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
@@ -278,7 +296,9 @@ def cells(cost: Cost, first: Cost | None) -> list[str]:
         f"{cost.params:,}{against(cost.params, first and first.params)}",
         f"{amount(total, ('', 'k', 'M', 'G', 'T'), 1000)}{against(total, first and first.macs.total)}",
         *(f"{100 * part / total:.1f} %" for part in (cost.macs.mixing, cost.macs.scan)),
-        f"{amount(cost.activation_bytes, ('B', 'KiB', 'MiB', 'GiB', 'TiB'), 1024)}"
+        "-"
+        if cost.activation_bytes is None
+        else f"{amount(cost.activation_bytes, ('B', 'KiB', 'MiB', 'GiB', 'TiB'), 1024)}"
         f"{against(cost.activation_bytes, first and first.activation_bytes)}",
     ]
 
@@ -288,16 +308,14 @@ def table(rows: list[Row], task: str, height: int, width: int, changes: list[str
     are the overrides that make the networks other ones than their names say."""
     first = rows[0]
     lines = [f"task {task}: one image of {height} x {width} pixels (height x width)"]
-    if not first.with_head:
-        lines.append(f"backbone alone: the heads of {task} are not built yet and not in the numbers")
     if changes:
         lines.append(f"with {' '.join(changes)}")
     lines.append("")
+    whole_name = {"coco": "Mask R-CNN", "ade20k": "UPerNet"}.get(task, "with head")
     body = [["", "parameters", "MACs", "token mixing", "scan", "activations"]]
     for row in rows:
         again = None if row is first else first
-        if row.with_head:
-            body.append([f"{row.name}, with head", *cells(row.with_head, again and again.with_head)])
+        body.append([f"{row.name}, {whole_name}", *cells(row.with_head, again and again.with_head)])
         body.append([f"{row.name}, backbone", *cells(row.backbone, again and again.backbone)])
     lines += columns(body)
     groups: dict[tuple[Stage, ...], list[str]] = {}
@@ -375,12 +393,14 @@ def main(arguments: list[str] | None = None) -> int:
     configs = [compose([*overrides, f"backbone={name}"]) for name in dict.fromkeys(names)]
     task = configs[0]["task"]["name"]
     height, width = image_size(configs[0], size)
-    num_classes = configs[0]["recipe"]["num_classes"] if task == "imagenet" else None
     rows = []
-    for config in configs:
-        network = config["backbone"]
+    for each in configs:
+        network = each["backbone"]
         alone = measure(network, None, height, width)
-        with_head = None if num_classes is None else measure(network, num_classes, height, width)
+        if task == "imagenet":
+            with_head = measure(network, each["recipe"]["num_classes"], height, width)
+        else:
+            with_head = whole(each, height, width)
         rows.append(Row(network["name"], alone, with_head, stages(network, height, width)))
     if asked.json:
         networks = [dataclasses.asdict(row) for row in rows]

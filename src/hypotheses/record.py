@@ -1,8 +1,8 @@
 """What a run leaves behind: one JSON record. This file owns its address, its identity, its writer and its reader.
 
 Address   <scale>/<task>/<backbone>/seed_<k>, a function of the config and never of the clock
-Identity  a hash of what decides the result: task, backbone, scale, recipe, seed and the data's fingerprint; folders,
-          workers and devices are not in it
+Identity  a hash of what decides the result: task, backbone, scale, recipe, seed, the data's fingerprint and that of the
+          weights it starts from, if any; folders, workers and devices are not in it
 """
 
 import hashlib
@@ -34,6 +34,8 @@ KEYS = {
     "checksum",
 }
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy", "scipy", "scikit-learn")
+MM = ("onedl-mmengine", "onedl-mmcv", "pycocotools", "opencv-python-headless")
+TASK_PACKAGES = {"coco": (*MM, "onedl-mmdetection"), "ade20k": (*MM, "onedl-mmsegmentation")}
 
 SOURCES = ("src", "conf", "experiments", "requirements.lock")  # what of the project decides a result
 
@@ -45,9 +47,18 @@ def address(config: Config) -> str:
     return f"{config['scale']['name']}/{config['task']['name']}/{name}/seed_{config['seed']}"
 
 
-def identity(config: Config, data_fingerprint: str) -> str:
-    parts = {key: config[key] for key in IDENTITY} | {"data": data_fingerprint}
+def identity(config: Config, data_fingerprint: str, pretrained: str | None = None) -> str:
+    """`pretrained` is the sha256 of the weights that the run starts from, wherever they lie."""
+    parts = decides(config, data_fingerprint, pretrained)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def decides(config: Config, data_fingerprint: str, pretrained: str | None) -> dict[str, Any]:
+    """What decides a run's result."""
+    parts = {key: config[key] for key in IDENTITY} | {"data": data_fingerprint}
+    if pretrained:
+        parts["recipe"] = config["recipe"] | {"pretrained": pretrained}
+    return parts
 
 
 def path(config: Config) -> Path:
@@ -103,16 +114,16 @@ def read(source: Path) -> Record:
     return record
 
 
-def find(config: Config, data_fingerprint: str) -> Record | None:
+def find(config: Config, data_fingerprint: str, pretrained: str | None = None) -> Record | None:
     """The finished record of a run, or None. Raises UserError where another config has left one at its address."""
     target = path(config)
     if not target.exists():
         return None
     record = read(target)
-    if record["identity"] == identity(config, data_fingerprint):
+    if record["identity"] == identity(config, data_fingerprint, pretrained):
         return record
-    mine = {key: config[key] for key in IDENTITY} | {"data": data_fingerprint}
-    theirs = record["config"] | {"data": record["data_fingerprint"]}
+    mine = decides(config, data_fingerprint, pretrained)
+    theirs = decides(record["config"], record["data_fingerprint"], record["provenance"].get("pretrained"))
     changes = [f"{key}: recorded {old}, asked {new}" for key, old, new in differences(theirs, mine)]
     raise UserError(
         f"{target} was left by another configuration ({'; '.join(changes)}): "
@@ -165,7 +176,9 @@ def provenance(config: Config, device: str) -> dict[str, Any]:
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)),
         "code": code_fingerprint(),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": {
+            name: metadata.version(name) for name in (*PACKAGES, *TASK_PACKAGES.get(config["task"]["name"], ()))
+        },
         "platform": platform.platform(),
         "device": device,
         "hardware": {key: config["hardware"][key] for key in ("devices", "nodes", "max_batch_per_device")},

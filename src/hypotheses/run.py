@@ -21,7 +21,7 @@ from typing import Any
 
 import hydra
 
-from hypotheses import allocator, data, record
+from hypotheses import allocator, data, pretrained, record
 from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
 
@@ -33,9 +33,10 @@ def run(config: Config) -> record.Record | None:
     main_process = os.environ.get("RANK", "0") == "0"
     allocator.keep_memory()
     check_space(config)
-    images = data.prepare(config)
+    images, start = data.prepare(config), pretrained.find(config)
+    digest = start.sha256 if start else None
     address = record.address(config)
-    if done := record.find(config, images.fingerprint):
+    if done := record.find(config, images.fingerprint, digest):
         if main_process:
             print(f"{address}: already recorded, nothing to do ({record.path(config)})")
         return done
@@ -55,22 +56,24 @@ def run(config: Config) -> record.Record | None:
     with only_one(folder) if main_process else contextlib.nullcontext():
         started = time.monotonic()
         task = tasks.load(config["task"]["name"])
-        job = task.build(tasks.Run(config, images, folder))
+        job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None))
         task.train(job)
         metrics = task.evaluate(job)
         if not main_process:
             return None
         result: record.Record = {
             "address": address,
-            "identity": record.identity(config, images.fingerprint),
+            "identity": record.identity(config, images.fingerprint, digest),
             "config": {key: config[key] for key in record.IDENTITY},
             "data_fingerprint": images.fingerprint,
             "metrics": metrics,
             "cost": network,
             "curve": task.curve(job),
             "seconds": round(time.monotonic() - started, 1),
-            "provenance": record.provenance(config, device_name(config)),
+            "provenance": record.provenance(config, device_name(config)) | {"pretrained": digest},
         }
+        if pictures := task.pictures(job):
+            record.write_aside(record.path(config).with_suffix(".jpg"), pictures)
         record.write(record.path(config), result)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     print(f"{address}: {shown}; {result['seconds']:.0f} seconds; {record.path(config)}")

@@ -1,4 +1,5 @@
-"""Where a run's images come from: the demo's embedded digits, ImageNet's class folders, or made-up ones for the tests.
+"""Where a run's images come from: the demo's embedded digits and scenes of them, real data sets in their published layouts, or
+made-up images for the tests.
 
 Nothing here imports torch, so that asking whether a run is already recorded stays quick.
 """
@@ -17,7 +18,7 @@ from hypotheses.data import folder
 class Images:
     """A data set as a run sees it.
 
-    root         its folder, with train/<class>/ and val/<class>/; None for made-up images
+    root         its folder, in the layout of the task's data set; None for made-up images
     classes      class names in the order of the labels
     fingerprint  changes when the data do; part of the run's identity. An evaluation looks at val/ alone
     """
@@ -30,7 +31,7 @@ class Images:
 def depends_on(config: Config) -> str:
     """What decides which data a run sees: two configs with the same answer share them."""
     data = config["recipe"]["data"]
-    seed = None if data["source"] == "imagenet" else config["seed"]
+    seed = None if data["source"] in ("imagenet", "coco", "ade20k") else config["seed"]
     return json.dumps([data, config["recipe"]["num_classes"], config["paths"], seed], sort_keys=True)
 
 
@@ -52,6 +53,19 @@ def prepare(config: Config) -> Images:
         splits = ("val",) if config["mode"]["name"] == "eval" else folder.SPLITS
         classes, fingerprint = folder.check(root, num_classes, data["classes"], splits)
         return Images(root, classes, fingerprint)
+    if source == "scenes":
+        from hypotheses.data import scenes
+
+        counts = (data["train_images"], data["val_images"])
+        root = Path(config["paths"]["data"], "demo", f"scenes_{scenes.version(*counts)}", f"seed_{config['seed']}")
+        fingerprint = scenes.prepare(root, config["seed"], *counts)
+        task = config["task"]["name"]
+        return Images(root / task, scenes.CLASSES if task == "coco" else scenes.SEGMENTS, fingerprint)
+    if source in ("coco", "ade20k"):
+        from hypotheses.data import layouts
+
+        root = Path(config["paths"][source])
+        return Images(root, (), layouts.check(source, root, training=config["mode"]["name"] == "train"))
     assert source == "random", source
     digest = hashlib.sha256(json.dumps([data, config["seed"]], sort_keys=True).encode())
     return Images(None, tuple(str(label) for label in range(num_classes)), digest.hexdigest())

@@ -6,18 +6,15 @@ A digit's images are all in the same split. Everything is drawn from `seed`, so 
 the draw of split and canvas counts in the spread over seeds.
 """
 
-import fcntl
+import functools
 import hashlib
-import json
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hypotheses.record import write_aside
+from hypotheses.data import once
 
 CANVAS = 32  # pixels
 SCALE = (2.5, 3.25)  # of the 8 x 8 digit: 20 to 26 pixels
@@ -29,16 +26,21 @@ VAL_SHARE = 1 / 3  # of the digits of each class
 
 def place(digit: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """One digit, (8, 8) in [0, 1], somewhere on a noisy canvas: (CANVAS, CANVAS) uint8."""
-    from scipy.ndimage import affine_transform
-
-    scale, angle = rng.uniform(*SCALE), np.deg2rad(rng.uniform(-ROTATION, ROTATION))
-    side = 8 * scale
-    centre = rng.uniform(side / 2, CANVAS - side / 2, size=2)
-    back = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale  # canvas -> digit
-    offset: Any = 3.5 - back @ centre
-    canvas = affine_transform(digit, back, offset, output_shape=(CANVAS, CANVAS), order=1)
+    scale, angle = rng.uniform(*SCALE), rng.uniform(-ROTATION, ROTATION)
+    centre = rng.uniform(4 * scale, CANVAS - 4 * scale, size=2)
+    canvas = render(digit, scale, angle, centre, CANVAS)
     canvas = rng.uniform(*CONTRAST) * canvas + rng.normal(0, NOISE, (CANVAS, CANVAS))
     return np.rint(255 * np.clip(canvas, 0, 1)).astype(np.uint8)
+
+
+def render(digit: np.ndarray, scale: float, degrees: float, centre: np.ndarray, side: int) -> np.ndarray:
+    """A digit, (8, 8) in [0, 1], enlarged and turned around `centre` (row, column) of an empty canvas (side, side)."""
+    from scipy.ndimage import affine_transform
+
+    angle = np.deg2rad(degrees)
+    back = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale  # canvas -> digit
+    offset: Any = 3.5 - back @ centre
+    return affine_transform(digit, back, offset, output_shape=(side, side), order=1)
 
 
 def images(seed: int, train_placements: int, val_placements: int) -> Iterator[tuple[Path, np.ndarray]]:
@@ -60,39 +62,24 @@ def images(seed: int, train_placements: int, val_placements: int) -> Iterator[tu
                     yield Path(split, str(label), f"{index:04d}_{placement}.png"), place(grey[index], rng)
 
 
+@functools.cache
+def split(seed: int, train_placements: int = 5, val_placements: int = 3) -> dict[str, list[int]]:
+    """Which of scikit-learn's digits are in which split of a seed; by default of the classification demo's set."""
+    found: dict[str, dict[int, None]] = {"train": {}, "val": {}}
+    for path, _ in images(seed, train_placements, val_placements):
+        found[path.parts[0]][int(path.stem.split("_")[0])] = None
+    return {name: list(members) for name, members in found.items()}
+
+
 def version(train_placements: int, val_placements: int) -> str:
     """A short name for what is drawn, apart from the seed: the placements and this file's code."""
-    text = f"{train_placements} {val_placements} ".encode() + Path(__file__).read_bytes()
-    return hashlib.sha256(text).hexdigest()[:8]
+    return once.version({"train": train_placements, "val": val_placements}, Path(__file__))
 
 
 def prepare(root: Path, seed: int, train_placements: int, val_placements: int) -> str:
-    """Write the set of a seed under root/train and root/val unless it is already there, whole; return its fingerprint.
-
-    The fingerprint is a hash of names and pixels. A folder that was left half-written or was changed since is noticed by
-    the hash of its files in manifest.json, and made again. Safe against other processes that ask at the same time.
-    """
+    """Write the set of a seed under root/train and root/val unless it is already there; return a hash of names and pixels."""
     settings = {"seed": seed, "version": version(train_placements, val_placements)}
-    manifest = root / "manifest.json"
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with open(root.parent / f".{root.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if root.exists():
-            try:
-                known = json.loads(manifest.read_text())
-                if known["settings"] == settings and known["files"] == hash_files(root):
-                    return known["fingerprint"]
-            except (OSError, ValueError, KeyError, TypeError):
-                pass  # no whole manifest: the folder was left half-written
-            print(f"{root} is incomplete or not as it was made: making it again", file=sys.stderr)
-            shutil.rmtree(root)
-        partial = root.parent / f".{root.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        fingerprint = write(partial, seed, train_placements, val_placements)
-        known = {"settings": settings, "fingerprint": fingerprint, "files": hash_files(partial)}
-        write_aside(partial / manifest.name, json.dumps(known, indent=1) + "\n")
-        partial.rename(root)
-    return fingerprint
+    return once.prepare(root, settings, lambda folder: write(folder, seed, train_placements, val_placements))
 
 
 def write(root: Path, seed: int, train_placements: int, val_placements: int) -> str:
@@ -112,12 +99,4 @@ def write(root: Path, seed: int, train_placements: int, val_placements: int) -> 
         digest.update(f"{path.as_posix()}\0".encode() + pixels.tobytes())
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(root / path)
-    return digest.hexdigest()
-
-
-def hash_files(root: Path) -> str:
-    """A hash of the names and bytes of all images under root."""
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.png")):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -1,9 +1,11 @@
-"""What a task is: a module with three functions.
+"""What a task is: a module with these functions.
 
     build(run) -> job             the network, data and trainer of a run; reads the config, changes nothing. In mode=eval
                                   the network has the given weights, and there is nothing to train on
     train(job)                    to the end of its schedule
-    evaluate(job) -> metrics      {name_with_unit: value}, percent where it is a share
+    evaluate(job) -> metrics      {name_with_unit: value} as in metrics.py, percent where it is a share
+    curve(job) -> rows            of the training: loss, and the metrics where there was a validation
+    pictures(job) -> JPEG         a few validation images with annotation and prediction, the same ones in every arm; or None
 
 A task that needs a library imports it at the top of its own module, and is itself imported by name when it is run, so
 that the others work without that library.
@@ -20,11 +22,13 @@ from hypotheses.data import Images
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a task is given: the resolved config, the data, and the folder for logs and checkpoints."""
+    """What a task is given: the resolved config, the data, the folder for logs and checkpoints, and the file of weights that
+    the backbone starts from (None: from its seed)."""
 
     config: Config
     images: Images
     folder: Path
+    pretrained: str | None = None
 
 
 def load(name: str) -> ModuleType:

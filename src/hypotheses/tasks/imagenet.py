@@ -6,17 +6,14 @@ workers or of what else the process has drawn. So the arms of a seed see the sam
 B batch; H, W pixels. Images travel as uint8 where they are kept in memory, and are normalised on the device.
 """
 
-import contextlib
 import dataclasses
 import io
 import logging
 import math
 import os
-import random
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -25,7 +22,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -37,8 +34,7 @@ from hypotheses.errors import UserError
 from hypotheses.progress import Progress
 from hypotheses.record import write_aside
 from hypotheses.tasks import Run
-
-Key = tuple[int, int]  # (epoch, index of an image)
+from hypotheses.tasks.common import EpochSampler, Key, check_finite, divide, keyed_random, rank, world_size
 
 
 @dataclasses.dataclass
@@ -131,6 +127,10 @@ def evaluate(job: Job) -> dict[str, float]:
 def curve(job: Job) -> list[dict[str, float]]:
     """Mean training loss of each epoch, with the validation metrics of the epochs that had one."""
     return job.report.curve
+
+
+def pictures(job: Job) -> None:
+    """None are drawn."""
 
 
 class Classification(L.LightningModule):
@@ -284,11 +284,6 @@ class EvaluationBar(L.Callback):
         self.bar.close()
 
 
-def check_finite(loss: float, when: str) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss is {loss} {when}")
-
-
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
@@ -323,31 +318,6 @@ class TensorDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
         indices = torch.tensor([index for _, index in keys])
         return self.images[indices], self.labels[indices]
-
-
-class EpochSampler(Sampler[Key]):
-    """(epoch, index) of this process's share of an epoch; the order is a function of (seed, epoch).
-
-    In training the global batches are the same for any number of processes: each takes every `world`-th image of every
-    batch, and images that do not fill a batch are left out. In validation (batch=None) all images are visited once.
-    """
-
-    def __init__(self, images: int, batch: int | None, seed: int):
-        self.images, self.batch, self.seed, self.epoch = images, batch, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch  # Lightning calls this before each epoch
-
-    def __len__(self) -> int:
-        whole = self.images - self.images % self.batch if self.batch else self.images
-        return len(range(rank(), whole, world_size()))
-
-    def __iter__(self) -> Iterator[Key]:
-        order = np.arange(self.images)
-        if self.batch:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-            order = order[: self.images - self.images % self.batch]
-        return ((self.epoch, int(i)) for i in order[rank() :: world_size()])
 
 
 def loader(run: Run, split: str, batch: int) -> DataLoader:
@@ -414,54 +384,6 @@ def mixup(recipe: Config) -> Any:
     from timm.data.mixup import Mixup
 
     return Mixup(**recipe["mix"], label_smoothing=recipe["label_smoothing"], num_classes=recipe["num_classes"])
-
-
-# ---- randomness and processes ----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def keyed_random(*key: int) -> Iterator[None]:
-    """Inside, the global generators of Python, NumPy and torch are functions of `key`; outside they are untouched."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """One process's part of the global batch: `images` at a time, in `passes` forward and backward passes."""
-
-    images: int
-    passes: int
-
-
-def divide(batch: int, world: int, most: int) -> Share:
-    """Split a global batch over processes and, where a share is more than `most` images, over passes."""
-    if batch < 1 or most < 1:
-        raise UserError(f"recipe.batch_size={batch}, hardware.max_batch_per_device={most}: give numbers from 1")
-    if batch % world:
-        raise UserError(
-            f"recipe.batch_size={batch} cannot be shared by {world} processes: choose a multiple of {world}"
-        )
-    share = batch // world
-    passes = next(p for p in range(1, share + 1) if share % p == 0 and share // p <= most)
-    return Share(share // passes, passes)
-
-
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", 0))
 
 
 def quieten() -> None:

@@ -5,6 +5,7 @@ a module of that name in its place: `nms`, `roi_align_forward` and `roi_align_ba
 GPU, and any other operator raises an error when it is called. A real extension, where there is one, is left alone.
 """
 
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -24,6 +25,7 @@ def install() -> None:
     if NAME in sys.modules or importlib.util.find_spec(NAME) is not None:
         return
     sys.modules[NAME] = Operators(NAME, __doc__)
+    sys.modules[NAME].__spec__ = importlib.machinery.ModuleSpec(NAME, None)  # mmengine asks for it
 
 
 class Operators(types.ModuleType):

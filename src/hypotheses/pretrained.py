@@ -1,0 +1,52 @@
+"""The weights that a backbone starts from in detection and segmentation: those of an ImageNet run of the same backbone and seed,
+published ones, or none."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from hypotheses import record
+from hypotheses.config import Config
+from hypotheses.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """source  as the recipe names it
+    file, sha256  of the weights"""
+
+    source: str
+    file: Path
+    sha256: str
+
+
+def find(config: Config) -> Pretrained | None:
+    """What the backbone of a run starts from; None where it starts from its seed.
+
+    Raises UserError where the weights are not there, with how to get them.
+    """
+    source = config["recipe"].get("pretrained", "none")
+    if source == "none" or config["mode"]["name"] == "eval":
+        return None
+    if source == "imagenet":
+        file = of_imagenet(config)
+    else:
+        from hypotheses.backbones import weights  # imports torch
+
+        file = weights.locate(source)
+    with open(file, "rb") as content:
+        return Pretrained(source, file, hashlib.file_digest(content, "sha256").hexdigest())
+
+
+def of_imagenet(config: Config) -> Path:
+    """outputs/<scale>/imagenet/<backbone>/seed_<k>/weights.pt of a finished run."""
+    of_run = config | {"task": {"name": "imagenet"}, "tag": None}
+    file = Path(config["paths"]["outputs"], record.address(of_run), "weights.pt")
+    if not record.path(of_run).exists() or not file.exists():
+        raise UserError(
+            f"pretrained=imagenet: no finished run {record.address(of_run)} with its weights at {file}; make it with "
+            f"python -m hypotheses.run task=imagenet scale={config['scale']['name']} backbone={config['backbone']['name']} "
+            f"seed={config['seed']}, or add pretrained=none, or pretrained=timm/NAME or a file"
+        )
+    record.read(record.path(of_run))
+    return file

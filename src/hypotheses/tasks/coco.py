@@ -1,0 +1,100 @@
+"""Object detection and instance segmentation: Mask R-CNN by mmdet on COCO, or on the demo's scenes in the same layout.
+
+From mmdet's own base configs for Mask R-CNN, COCO and the 1x schedule; what is changed in them is here, with its values in
+conf/recipe/coco_*.yaml, where each says its source.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypotheses.config import Config
+from hypotheses.data.scenes import SPLITS
+from hypotheses.errors import UserError
+from hypotheses.tasks import Run, dense, openmmlab
+from hypotheses.tasks.dense import Job, curve, evaluate, pictures, train
+
+__all__ = ["build", "curve", "evaluate", "model", "network", "pictures", "train"]
+
+SHOWN = 0.5  # score from which on a detection is drawn
+
+
+def build(run: Run) -> Job:
+    openmmlab.library("mmdet")
+    from mmdet.datasets import CocoDataset
+
+    job = dense.build(run, dense.Setup("mmdet", config(run), (CocoDataset,), draw, epochs=True))
+    if run.config["mode"]["name"] == "train":
+        check(run, job.runner.train_loop.dataloader.dataset)
+    return job
+
+
+def model(run_config: Config, **arguments: Any) -> Any:
+    """mmdet's config of the network of a run."""
+    recipe = run_config["recipe"]
+    return openmmlab.mask_rcnn(
+        run_config["backbone"],
+        recipe["num_classes"],
+        recipe["model"],
+        seed=run_config["seed"],
+        drop_path=recipe["drop_path"],
+        **arguments,
+    )
+
+
+def network(run_config: Config) -> Any:
+    """The network of a run, without initial values."""
+    return openmmlab.build("mmdet", model(run_config))
+
+
+def config(run: Run) -> Any:
+    """mmengine's config of a run."""
+    recipe, schedule, root = run.config["recipe"], run.config["recipe"]["schedule"], str(run.images.root)
+    cfg = openmmlab.base("mmdet", "datasets/coco_instance.py", "schedules/schedule_1x.py")
+    cfg.model = model(run.config, pretrained=run.pretrained)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = root
+        if recipe["data"]["source"] == "scenes":
+            loader.dataset.metainfo = {"classes": run.images.classes}
+        openmmlab.step(loader.dataset.pipeline, "Resize").scale = tuple(recipe["resize"])
+    for key in ("test_dataloader", "test_cfg", "test_evaluator"):
+        cfg.pop(key)
+    cfg.val_evaluator.ann_file = f"{root}/annotations/instances_{SPLITS['val'][0]}.json"
+    openmmlab.step(cfg.train_dataloader.dataset.pipeline, "RandomFlip").prob = recipe["flip"]
+    cfg.train_cfg |= {"max_epochs": recipe["epochs"], "val_interval": recipe["validate_every"]}
+    warmup, steps = cfg.param_scheduler
+    warmup |= {"start_factor": schedule["warmup_factor"], "end": schedule["warmup_steps"]}
+    steps |= {"end": recipe["epochs"], "milestones": schedule["milestones"], "gamma": schedule["gamma"]}
+    return cfg
+
+
+def draw(image: Tensor, sample: Any, predicted: bool, names: list[str]) -> Tensor:
+    """Boxes, masks and class names on an image (3, H, W) uint8: the annotation's, or the predictions of SHOWN and more."""
+    from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+    found = sample.pred_instances if predicted else sample.gt_instances
+    if predicted:
+        found = found[found.scores >= SHOWN]
+    masks = found.masks if predicted else found.masks.to_tensor(torch.bool, "cpu")
+    size = image.shape[-1]
+    image, masks = dense.enlarged(image, masks)
+    if not len(masks):
+        return image
+    boxes = found.bboxes if isinstance(found.bboxes, Tensor) else found.bboxes.tensor
+    labels = found.labels.tolist()
+    colors = [dense.color(label) for label in labels]
+    texts = [names[label] for label in labels]
+    if predicted:
+        texts = [f"{text} {score:.0%}" for text, score in zip(texts, found.scores.tolist(), strict=True)]
+    image = draw_segmentation_masks(image, masks, alpha=0.5, colors=colors)
+    return draw_bounding_boxes(image, boxes * (image.shape[-1] / size), texts, colors, label_colors="white")
+
+
+def check(run: Run, dataset: Any) -> None:
+    """Raise where the annotations have other classes than the recipe, with which mmdet would train on nothing."""
+    found, asked = len(dataset.cat_ids), run.config["recipe"]["num_classes"]
+    if found != asked or not len(dataset):
+        raise UserError(
+            f"{dataset.ann_file}: {found} of the {asked} classes, {len(dataset)} images with annotations: check its categories"
+        )

@@ -1,0 +1,403 @@
+"""What detection and segmentation share: training, validation and pictures by mmengine's runner.
+
+A task gives its `Setup`: the library's own base config with our changes in it, and how to draw a prediction. As in
+classification, order and augmentation are functions of (seed, epoch, image), never of the workers or of what else the process
+has drawn, and the arms of a seed share the initial values of every shared layer.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import copy
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hypotheses import metrics
+from hypotheses.backbones import weights
+from hypotheses.errors import UserError
+from hypotheses.progress import Progress
+from hypotheses.record import write_aside
+from hypotheses.tasks import Run
+from hypotheses.tasks.common import EpochSampler, check_finite, divide, keyed_random, rank, world_size
+from hypotheses.tasks.openmmlab import quiet
+
+PICTURES = 4  # images of the validation split that are drawn
+WIDTH = 288  # pixels of one drawing, at least
+
+
+@dataclasses.dataclass
+class Setup:
+    """library  "mmdet" or "mmseg"
+    config      for mmengine's runner: model, train_dataloader, val_dataloader, val_evaluator, train_cfg, param_scheduler
+    datasets    the classes that the config's data sets name
+    draw        (image (3, H, W) uint8, data sample, whether its prediction or else its annotation, class names) -> an image
+    epochs      whether the schedule counts epochs; else iterations"""
+
+    library: str
+    config: Any
+    datasets: tuple[type, ...]
+    draw: Callable[[Tensor, Any, bool, list[str]], Tensor]
+    epochs: bool
+
+
+@dataclasses.dataclass
+class Job:
+    """What `build` makes and `train` and `evaluate` use."""
+
+    runner: Any
+    report: Report
+    setup: Setup
+    run: Run
+
+
+# ---- the three functions of a task -----------------------------------------------------------------------------------
+
+
+def build(run: Run, setup: Setup) -> Job:
+    """The network, data and runner of a run. Raises UserError where the recipe does not fit the hardware or the model."""
+    config, recipe, hardware = run.config, run.config["recipe"], run.config["hardware"]
+    cpu = hardware["accelerator"] == "cpu" or not torch.cuda.is_available()
+    if cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # mmengine puts a model on a GPU where it sees one
+    training = config["mode"]["name"] == "train"
+    share = divide(recipe["batch_size"], world_size(), hardware["max_batch_per_device"])
+    if training and share.passes > 1:
+        raise UserError(
+            f"recipe.batch_size={recipe['batch_size']} on {world_size()} device(s) is more than "
+            f"hardware.max_batch_per_device={hardware['max_batch_per_device']}, and detection and segmentation do not "
+            "accumulate gradients yet: use more devices, or raise hardware.max_batch_per_device"
+        )
+    register(setup.datasets)
+    from mmengine.runner import Runner
+
+    cfg = copy.deepcopy(setup.config)
+    num_workers = workers(run)
+    for loader in [cfg[key] for key in ("train_dataloader", "val_dataloader", "test_dataloader") if key in cfg]:
+        loader.num_workers, loader.persistent_workers = num_workers, num_workers > 0
+        loader.sampler = {"type": "KeyedSampler", "batch": None}
+        loader.dataset.type = f"Keyed{loader.dataset.type}"
+        loader.dataset.seed = config["seed"]
+        loader.batch_size = 1
+    cfg.train_dataloader.batch_size = share.images
+    cfg.train_dataloader.sampler |= {"batch": recipe["batch_size"], "endless": not setup.epochs}
+    cfg.optim_wrapper = {
+        "type": "OptimWrapper" if recipe["precision"] == "32-true" else "AmpOptimWrapper",
+        "constructor": "AdamWOfRecipe",
+        "optimizer": recipe["optimizer"],
+    }
+    if recipe["precision"] != "32-true":
+        if cpu:
+            raise UserError(f"recipe.precision={recipe['precision']} is for GPUs in this task: use 32-true on a CPU")
+        cfg.optim_wrapper["dtype"] = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}[recipe["precision"]]
+    cfg.val_cfg = {"type": "ValLoop"}
+    cfg.default_hooks = {"logger": None, "checkpoint": None}
+    cfg.custom_hooks = []
+    cfg.visualizer = {"type": "mmengine.Visualizer", "vis_backends": None}
+    cfg.default_scope, cfg.log_level = setup.library, "ERROR"
+    cfg.work_dir = str(run.folder / "mmengine")
+    cfg.randomness = {"seed": config["seed"], "diff_rank_seed": False}
+    if world_size() > 1:
+        cfg.launcher = "pytorch"
+        if cpu:
+            cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None}
+            if not torch.distributed.is_initialized():
+                torch.distributed.init_process_group("gloo")  # mmengine's own way asks for GPUs
+    if cpu:
+        without_sync(cfg.model)
+    torch.use_deterministic_algorithms(True, warn_only=not cpu)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if not training:
+        for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
+            cfg.pop(key, None)
+    with quiet():
+        try:
+            runner: Any = Runner.from_cfg(cfg)
+        except (TypeError, AssertionError, KeyError) as error:  # what the library says of a model it cannot build
+            raise UserError(f"recipe.model does not fit {setup.library}: {error}") from error
+        batches = len(runner.train_dataloader) if training else 1
+    if not batches:
+        raise UserError(
+            f"recipe.batch_size={recipe['batch_size']} is more than the images for training: make it smaller"
+        )
+    report = Report(run, setup, runner.train_loop.max_iters if training else 0)
+    runner.register_hook(report.hook(), priority="LOW")
+    if not training:
+        whole = unwrapped(runner.model)
+        whole.load_state_dict(fit(weights.read(weights.locate(config["weights"])), whole, config["weights"]))
+    return Job(runner, report, setup, run)
+
+
+def train(job: Job) -> None:
+    """Train to the end of the schedule. Raises FloatingPointError where the loss is no longer a number."""
+    try:
+        with quiet():
+            job.runner.train()
+    finally:
+        job.report.close()
+    if rank() == 0:
+        content = io.BytesIO()
+        torch.save(unwrapped(job.runner.model).state_dict(), content)
+        write_aside(job.run.folder / "weights.pt", content.getvalue())
+
+
+def evaluate(job: Job) -> dict[str, float]:
+    """The metrics over the whole validation split, and its number of images; after training those of the last validation,
+    which was of the trained network."""
+    if not job.report.metrics:
+        with quiet():
+            job.runner.val()
+    loader = job.runner.val_dataloader
+    return job.report.metrics | {"val_images": len(loader.dataset)}
+
+
+def curve(job: Job) -> list[dict[str, float]]:
+    """The mean training loss since the row before, with the validation metrics, at each validation."""
+    return job.report.curve
+
+
+@torch.no_grad()
+def pictures(job: Job) -> bytes:
+    """The first images of the validation split, the same in every arm: left the annotation, right the prediction. JPEG."""
+    from PIL import Image
+
+    model, dataset = unwrapped(job.runner.model).eval(), job.runner.val_dataloader.dataset
+    names, rows = list(dataset.metainfo["classes"]), []
+    from mmengine.dataset import pseudo_collate
+
+    for index in range(min(PICTURES, len(dataset))):
+        batch = dataset[index]
+        image = original(batch["data_samples"].img_path)
+        sample = model.test_step(pseudo_collate([batch]))[0].cpu()
+        rows.append([job.setup.draw(image, sample, predicted, names) for predicted in (False, True)])
+    height, width = max(side.shape[1] for row in rows for side in row), max(s.shape[2] for r in rows for s in r)
+    sheet = np.full((len(rows) * (height + 4), 2 * (width + 4), 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, side in enumerate(row):
+            top, left = r * (height + 4), c * (width + 4)
+            sheet[top : top + side.shape[1], left : left + side.shape[2]] = side.permute(1, 2, 0).numpy()
+    content = io.BytesIO()
+    Image.fromarray(sheet).save(content, "JPEG", quality=85)
+    return content.getvalue()
+
+
+def original(path: str) -> Tensor:
+    """An image as it is on the disk: (3, H, W) uint8, RGB."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def enlarged(image: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """(C, H, W) tensors magnified a whole number of times, until they are WIDTH pixels wide."""
+    factor = max(1, -(-WIDTH // image.shape[-1]))
+    return tuple(x.repeat_interleave(factor, -1).repeat_interleave(factor, -2) for x in (image, *others))
+
+
+# ---- what is ours in mmengine's registries ---------------------------------------------------------------------------
+
+
+def register(datasets: tuple[type, ...]) -> None:
+    """Make the names that `build` uses known to mmengine."""
+    from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPER_CONSTRUCTORS
+
+    DATA_SAMPLERS.register_module(name="KeyedSampler", module=KeyedSampler, force=True)
+    OPTIM_WRAPPER_CONSTRUCTORS.register_module(name="AdamWOfRecipe", module=AdamWOfRecipe, force=True)
+    for dataset in datasets:
+        name = f"Keyed{dataset.__name__}"
+        DATASETS.register_module(name=name, module=type(name, (Keyed, dataset), {}), force=True)
+
+
+class KeyedSampler(EpochSampler):
+    """`EpochSampler` for mmengine, whose samplers yield whole numbers: epoch * images + index, which `Keyed` reads.
+
+    endless  epoch after epoch in one iteration, for schedules that count iterations
+    """
+
+    def __init__(self, dataset: Any, seed: int, batch: int | None, endless: bool = False):
+        super().__init__(len(dataset), batch, seed)
+        self.dataset, self.endless = dataset, endless
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from (epoch * self.images + index for epoch, index in super().__iter__())
+            if not self.endless or not len(self):
+                return
+            self.epoch += 1
+
+
+class Keyed:
+    """A data set of mmengine whose augmentation is a function of (seed, epoch, image): a mixin in front of its class."""
+
+    def __init__(self, *args: Any, seed: int, **kwargs: Any):
+        self.seed = seed
+        super().__init__(*args, **kwargs)
+
+    def __getitem__(self, key: int) -> Any:
+        epoch, index = divmod(key, len(self))  # type: ignore[arg-type]
+        with keyed_random(self.seed, epoch, index):
+            return super().__getitem__(index)  # type: ignore[misc]
+
+    def get_data_info(self, key: int) -> Any:
+        return super().get_data_info(key % len(self))  # type: ignore[misc,arg-type]
+
+    def prepare_data(self, index: int) -> Any:
+        """One image through the pipeline. mmengine would put another image in the place of one that cannot be read."""
+        found = super().get_data_info(index)  # type: ignore[misc]
+        try:
+            data = self.pipeline(found)  # type: ignore[attr-defined]
+        except Exception as error:
+            raise UserError(
+                f"{found['img_path']} or its annotation cannot be read ({str(error).splitlines()[0]}): mend or replace it"
+            ) from error
+        if data is None:
+            raise UserError(f"{found['img_path']}: nothing is left of it after the pipeline; check its annotation")
+        return data
+
+
+class AdamWOfRecipe:
+    """AdamW on two groups: norms, position embeddings and the SSM's A, D and dt bias are not decayed, all others are, as in
+    the libraries' own configs for Swin."""
+
+    def __init__(self, optim_wrapper_cfg: Mapping[str, Any], paramwise_cfg: None = None):
+        self.config = dict(optim_wrapper_cfg)
+
+    def __call__(self, model: nn.Module) -> Any:
+        from mmengine.registry import OPTIM_WRAPPERS
+
+        optimizer = dict(self.config.pop("optimizer"))
+        decay = optimizer.pop("weight_decay")
+        free = {
+            id(p)
+            for module in model.modules()
+            for name, p in module.named_parameters(recurse=False)
+            if isinstance(module, NORMS) or name == "pos_embed" or getattr(p, "no_weight_decay", False)
+        }
+        groups = [
+            {"params": [p for p in model.parameters() if id(p) not in free], "weight_decay": decay},
+            {"params": [p for p in model.parameters() if id(p) in free], "weight_decay": 0.0},
+        ]
+        adamw = torch.optim.AdamW([g for g in groups if g["params"]], fused=True, **optimizer)
+        return OPTIM_WRAPPERS.build(self.config | {"optimizer": adamw})
+
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+class Report:
+    """Keeps the curve and the latest metrics, and on the main process tells `Progress` what happens. The loss, which waits
+    for the device, is read only when a heartbeat is due."""
+
+    def __init__(self, run: Run, setup: Setup, steps: int):
+        self.run, self.setup, self.steps, self.step = run, setup, steps, 0
+        self.curve: list[dict[str, float]] = []
+        self.metrics: dict[str, float] = {}
+        self.losses: list[Tensor] = []
+        self.progress: Progress | None = None
+
+    def hook(self) -> Any:
+        from mmengine.hooks import Hook
+
+        report = self
+
+        class ReportHook(Hook):
+            def before_train(self, runner: Any) -> None:
+                config = report.run.config
+                name = f"{config['task']['name']} {config['backbone']['name']} seed {config['seed']}"
+                if rank() == 0:
+                    report.progress = Progress(report.run.folder, name, report.steps)
+
+            def after_train_iter(
+                self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+            ) -> None:
+                report.after_step(outputs["loss"])
+
+            def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
+                report.after_validation(metrics, runner)
+
+        return ReportHook()
+
+    def after_step(self, loss: Tensor) -> None:
+        self.step += 1
+        self.metrics = {}
+        self.losses.append(loss.detach())
+        if self.progress:
+            self.progress.advance()
+            if self.progress.due():
+                check_finite(loss.item(), f"at step {self.step}")
+                self.progress.show(loss=loss.item())
+
+    def after_validation(self, found: Mapping[str, float], runner: Any) -> None:
+        task = self.run.config["task"]["name"]
+        self.metrics = metrics.ours(task, found)
+        if not self.losses:  # nothing was trained: mode=eval
+            return
+        row = {"step": self.step, "train_loss": torch.stack(self.losses).mean().item()} | self.metrics
+        self.losses.clear()
+        self.curve.append(row)
+        if self.progress:
+            first = next(iter(self.metrics))
+            shown = {k: v for k, v in row.items() if k != "step"}
+            self.progress.row(**shown, lr=runner.optim_wrapper.optimizer.param_groups[0]["lr"])
+            self.progress.show(loss=row["train_loss"], **{first: row[first]})
+        check_finite(row["train_loss"], f"before step {self.step}")
+
+    def close(self) -> None:
+        if self.progress:
+            self.progress.close()
+
+
+def color(label: int) -> Any:
+    """A colour (red, green, blue) for a class, far from those of the classes beside it."""
+    red, green, blue = colorsys.hsv_to_rgb(0.618034 * label % 1, 0.75, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+# ---- small things ----------------------------------------------------------------------------------------------------
+
+
+def unwrapped(model: Any) -> Any:
+    """A model without its wrapper for several processes."""
+    return model.module if hasattr(model, "module") else model
+
+
+def workers(run: Run) -> int:
+    """Processes that load data, per device."""
+    asked = run.config["hardware"]["workers"]
+    if asked is not None:
+        return asked
+    return 8 if torch.cuda.is_available() else max(0, torch.get_num_threads() - 1)
+
+
+def without_sync(model: Any) -> None:
+    """Put BatchNorm in the place of SyncBN, which has no CPU implementation, everywhere in a model's config."""
+    for value in model.values() if isinstance(model, dict) else model if isinstance(model, list | tuple) else ():
+        if isinstance(value, dict) and value.get("type") == "SyncBN":
+            value["type"] = "BN"
+        without_sync(value)
+
+
+def fit(state: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
+    """The weights of a run of this task, checked to be those of `model`. Raises UserError with what does not fit."""
+    wanted = model.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in wanted]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(
+            f"weights={source} are not those of a run of this task, backbone and scale "
+            f"(outputs/<scale>/<task>/<backbone>/seed_<k>/weights.pt): {'; '.join(problems[:5])}{more}"
+        )
+    return state

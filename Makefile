@@ -8,13 +8,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 HYP ?=
 SCALE ?=
+TASK ?=
 SEEDS ?=
 ARMS ?=
 JOBS ?=
 ARGS ?=
 
 # a mistyped option would otherwise run another job than the one asked for
-OPTIONS := HYP SCALE SEEDS ARMS JOBS ARGS PYTHON
+OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS ARGS PYTHON
 UNKNOWN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v))))
 ifneq ($(UNKNOWN),)
 $(error unknown option $(UNKNOWN): the options are $(OPTIONS); Hydra's go into ARGS="$(firstword $(UNKNOWN))=...")
@@ -23,15 +24,15 @@ endif
 help:  ## Show this list
 	@echo "The controlled test of MambaOut's two hypotheses. Targets:"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
-	@echo "Options: HYP=1  SCALE=demo|pilot|paper  SEEDS=5|10|20  ARMS=all  JOBS=2  ARGS='hardware=cpu paths.data=FOLDER'"
+	@echo "Options: HYP=1  SCALE=demo|pilot|paper  TASK=coco  SEEDS=5|10|20  ARMS=all  JOBS=2  ARGS='hardware=cpu paths.data=FOLDER'"
 
 setup: .venv/ready  ## Make the environment in .venv (the other targets do it themselves)
 
-sweep: need-hyp .venv/ready  ## HYP=1: train what is missing of a hypothesis, then judge it and write its report
-	@$(PY) -m hypotheses.sweep $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(SEEDS),--seeds $(SEEDS)) \
+sweep: need-hyp .venv/ready  ## HYP=1 or 2: train what is missing of a hypothesis, then judge it and write its report
+	@$(PY) -m hypotheses.sweep $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
-report: need-hyp .venv/ready  ## HYP=1: judge the records that are there and write results/hypothesis_1.*
+report: need-hyp .venv/ready  ## HYP=1 or 2: judge the records that are there and write results/hypothesis_1.* or _2.*
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 test: .venv/ready  ## Lint, types and tests (the slow ones: make test-slow)
@@ -58,10 +59,11 @@ bench: .venv/bench  ## Measure the scan, the networks and the trainer against th
 	@touch $@
 
 reference: .venv/ready  ## Copy the demo's records and report to results/reference, to be committed
-	@$(PY) -m hypotheses.report 1 --scale demo > /dev/null
+	@for hypothesis in 1 2; do $(PY) -m hypotheses.report $$hypothesis --scale demo > /dev/null || exit; done
 	rm -rf results/reference && mkdir -p results/reference/records
 	cp -r results/records/demo results/reference/records/
-	$(PY) -m hypotheses.report 1 --scale demo paths.results=results/reference
+	find results/reference/records -name '*.jpg' ! -name 'seed_0.jpg' -delete
+	for hypothesis in 1 2; do $(PY) -m hypotheses.report $$hypothesis --scale demo paths.results=results/reference || exit; done
 
 clean:  ## Remove what the demo has made: its digits, logs, records and reports
 	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/hypothesis_*

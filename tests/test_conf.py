@@ -17,7 +17,8 @@ GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir
 @pytest.mark.parametrize("option", [f"{g}={o}" for g in ("scale", "hardware", "recipe") for o in GROUPS[g]])
 def test_every_option_composes(option):
     group, name = option.split("=")
-    assert compose([option])[group]["name"] == name
+    task = [f"task={name.split('_')[0]}"] if group == "recipe" else []
+    assert compose([option, *task])[group]["name"] == name
 
 
 @pytest.mark.parametrize("scale", GROUPS["scale"])
@@ -30,12 +31,23 @@ def test_every_backbone_composes_at_every_scale(backbone, scale):
 
 
 @pytest.mark.parametrize("task", GROUPS["task"])
-def test_a_task_composes_or_says_that_it_is_not_built(task):
-    if task == "imagenet":
-        assert compose([f"task={task}"])["task"]["name"] == task
+@pytest.mark.parametrize("scale", GROUPS["scale"])
+def test_a_task_composes_at_its_scales_and_names_them_at_others(task, scale):
+    if f"{task}_{scale}" in GROUPS["recipe"]:
+        config = compose([f"task={task}", f"scale={scale}"])
+        assert (config["task"]["name"], config["recipe"]["name"]) == (task, f"{task}_{scale}")
     else:
-        with pytest.raises(UserError, match=f"task={task} is not built yet"):
-            compose([f"task={task}"])
+        with pytest.raises(UserError, match=f"task={task} has no scale={scale}: choose one of demo, paper, smoke"):
+            compose([f"task={task}", f"scale={scale}"])
+
+
+@pytest.mark.parametrize("task", ["coco", "ade20k"])
+def test_the_dropped_paths_of_detection_and_segmentation_follow_the_size_not_the_arm(task):
+    rates = {
+        name: compose([f"task={task}", "scale=paper", f"backbone={name}"])["recipe"]["drop_path"]
+        for name in ("mambaout_tiny", "mambaout_tiny_ssm", "mambaout_small_sham", "mambaout_base", "mambaout_femto")
+    }
+    assert list(rates.values()) == [0.3, 0.3, 0.4, 0.6, 0.025]
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda f: f.relative_to(CONF).as_posix())
@@ -45,8 +57,7 @@ def test_every_yaml_starts_with_its_command(file):
     asked = [word for word in first.split("hypotheses.run ")[1].split() if "=" in word]
     if file.parent != CONF and file.parent.name != "recipe":
         assert f"{file.parent.name}={file.stem}" in asked
-    if file.parent.name != "task" or file.stem == "imagenet":
-        compose(asked)
+    compose(asked)
 
 
 def test_an_interpolated_value_is_typed_once():
@@ -90,18 +101,24 @@ def test_every_experiment_names_runs_that_compose(file):
     hypothesis = experiment.parse(file)
     assert file.read_text().startswith("# make sweep HYP=")
     for scale, arms in hypothesis.scales.items():
-        for arm in arms.all():
-            assert hypothesis.config(scale, arm, 0, [])["backbone"]["name"] == arm
+        for task in hypothesis.tasks:
+            for arm in arms.all():
+                assert hypothesis.config(scale, task, arm, 0, [])["backbone"]["name"] == arm
 
 
+@pytest.mark.parametrize("number", ["1", "2"])
 @pytest.mark.parametrize("scale", ["demo", "pilot", "paper"])
-def test_the_arms_of_a_contrast_differ_in_one_key(hypothesis, scale):
+def test_the_arms_of_a_contrast_differ_in_one_key(number, scale):
+    hypothesis = experiment.load(number)
+    if scale not in hypothesis.scales:
+        pytest.skip("not registered at this scale")
     arms = hypothesis.scales[scale]
-    control = hypothesis.config(scale, arms.control, 0, [])
-    for arm in arms.registered()[1:]:
-        changed = {k for k, _, _ in record.differences(control, hypothesis.config(scale, arm, 0, []))}
-        assert changed == {"backbone.name", "backbone.mixer"} == set(hypothesis.pair_may_differ)
-    for contrast in arms.extra:
-        pair = [hypothesis.config(scale, name, 0, []) for name in (contrast.control, contrast.treatment)]
-        changed = {k for k, _, _ in record.differences(*pair)}
-        assert len(changed) == 2 and "backbone.name" in changed
+    for task in hypothesis.tasks:
+        control = hypothesis.config(scale, task, arms.control, 0, [])
+        for arm in arms.registered()[1:]:
+            changed = {k for k, _, _ in record.differences(control, hypothesis.config(scale, task, arm, 0, []))}
+            assert changed == {"backbone.name", "backbone.mixer"} == set(hypothesis.pair_may_differ)
+        for contrast in arms.extra:
+            pair = [hypothesis.config(scale, task, name, 0, []) for name in (contrast.control, contrast.treatment)]
+            changed = {k for k, _, _ in record.differences(*pair)}
+            assert len(changed) == 2 and "backbone.name" in changed

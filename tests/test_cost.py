@@ -125,7 +125,9 @@ def test_the_tasks_have_their_sizes(capsys):
     for task, (height, width) in (("coco", COCO), ("ade20k", ADE20K), ("imagenet", (32, 32))):
         got = as_json(capsys, f"task={task}", "backbone=mambaout_atto")
         assert (got["task"], got["height"], got["width"], got["images"]) == (task, height, width, 1)
-        assert bool(got["networks"][0]["with_head"]) == (task == "imagenet")
+        (row,) = got["networks"]
+        assert row["with_head"]["params"] > row["backbone"]["params"]
+        assert bool(row["with_head"]["activation_bytes"]) == (task == "imagenet")
     paper = as_json(capsys, "scale=paper", "backbone=mambaout_tiny")
     assert paper["height"] == paper["width"] == 224
     (row,) = paper["networks"]
@@ -134,9 +136,11 @@ def test_the_tasks_have_their_sizes(capsys):
     assert [as_json(capsys, "task=coco", "size=64x96")[k] for k in ("height", "width")] == [64, 96]
 
 
-def test_what_is_recorded_of_a_run_is_in_the_table(capsys):
-    run = cost.compose(["backbone=mambaout_atto_ssm"])
-    (row,) = as_json(capsys, "backbone=mambaout_atto_ssm")["networks"]
+@pytest.mark.parametrize("task", ["imagenet", "coco", "ade20k"])
+def test_what_is_recorded_of_a_run_is_in_the_table(capsys, task):
+    asked = [f"task={task}", "scale=demo", "backbone=mambaout_atto_ssm"]
+    run = cost.compose(asked)
+    (row,) = as_json(capsys, *asked)["networks"]
     assert cost.of_run(run) == {"params": row["with_head"]["params"], "macs": row["with_head"]["macs"]["total"]}
 
 
@@ -164,7 +168,7 @@ def test_the_table_shows_every_arm_and_its_difference_to_the_first(capsys):
     assert shown.count("Stages of ") == 1  # the arms agree in them
     for word in (
         "one image of 32 x 32 pixels",
-        "heads of coco are not built",
+        "mambaout_atto_ssm, Mask R-CNN",
         "L/(6 D)",
         "tau = 6 D",
         "fvcore",

@@ -20,17 +20,25 @@ def test_what_is_registered():
     assert demo.registered() == ["mambaout_atto", "mambaout_atto_ssm", "mambaout_atto_identity"]
     arms = ("ssm_causal", "ssm_cross", "act", "sham", "matched_params")
     assert demo.all()[3:] == [*(f"mambaout_atto_{arm}" for arm in arms), "vit_atto", "vit_atto_causal"]
-    assert (h.looks, h.alpha, demo.margin, h.scales["paper"].margin) == ([5, 10, 20], 0.02, 2.0, 0.3)
+    assert (h.looks, h.alpha) == ([5, 10, 20], 0.02)
+    assert (demo.margin, h.scales["paper"].margin) == ({"imagenet": 2.0}, {"imagenet": 0.3})
     assert len(h.sha256) == 64
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("margin: 2.0", "margn: 2.0", r"unknown key scales\.demo\.margn; did you mean margin\?"),
+        (
+            "margin: {imagenet: 2.0}",
+            "margn: {imagenet: 2.0}",
+            r"unknown key scales\.demo\.margn; did you mean margin\?",
+        ),
         ("alpha: 0.02", "alfa: 0.02", r"unknown key alfa; did you mean alpha\?"),
-        ("metric: top1_percent\n", "", r"key metric is missing"),
-        ("margin: 2.0", "margin: two", r"scales\.demo\.margin: 'two' is not a number"),
+        ("alpha: 0.02 ", "# ", r"key alpha is missing"),
+        ("margin: {imagenet: 2.0}", "margin: {imagenet: two}", r"demo\.margin\.imagenet: 'two' is not a number"),
+        ("margin: {imagenet: 2.0}", "margin: {coco: 2.0}", r"scales\.demo\.margin: .*tasks; odd: coco, imagenet"),
+        ("top1_percent}", "top1}", r"tasks\.imagenet: no metric 'top1'; did you mean top1_percent\?"),
+        ("{imagenet: top1_percent}", "{imagenet: top1_percent, coco: box_ap_percent}", r"margin: .*odd: coco"),
         ("looks: [5, 10, 20]", "looks: 5", r"looks: 5 is not a list"),
         ("looks: [5, 10, 20]", "looks: [five]", r"looks\[0\]: 'five' is not a whole number"),
         (
@@ -38,7 +46,7 @@ def test_what_is_registered():
             "negative_control: mambaout_atto_identit",
             r"no backbone .*did you mean mambaout_atto_identity",
         ),
-        ("test: non_inferiority", "test: t_test", r"choose one of non_inferiority"),
+        ("test: non_inferiority", "test: t_test", r"choose one of non_inferiority, superiority"),
         ("claim: An", "claim: [An", r"hypothesis_9\.yaml, line \d+: not valid YAML"),
     ],
 )
@@ -49,5 +57,5 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
 
 
 def test_an_unknown_hypothesis_is_refused():
-    with pytest.raises(UserError, match="HYP=3: no such hypothesis; registered in experiments/: 1"):
+    with pytest.raises(UserError, match="HYP=3: no such hypothesis; registered in experiments/: 1, 2"):
         experiment.load("3")

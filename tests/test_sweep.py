@@ -94,8 +94,9 @@ def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["3"], "HYP=3: no such hypothesis; registered in experiments/: 1"),
-        (["2"], "HYP=2: needs task=coco and task=ade20k, which are not built yet; built: 1"),
+        (["3"], "HYP=3: no such hypothesis; registered in experiments/: 1, 2"),
+        (["2", "--task", "imagenet"], "TASK=imagenet: hypothesis 2 is about coco, ade20k: choose one, or leave it out"),
+        (["2", "--scale", "paper", "paths.coco=/nowhere"], "no /nowhere/train2017"),
         (["1", "--scale", "smoke"], "SCALE=smoke: hypothesis 1 is registered at demo, pilot, paper"),
         (["1", "--seeds", "7"], "SEEDS=7 is not a planned look; the registered ones are 5, 10, 20"),
         (["1", "--arms", "some"], "ARMS=some: say all"),
@@ -114,20 +115,20 @@ def test_the_time_left_is_known_once_every_arm_was_seen(tmp_path):
         pid = 0
 
     def config(arm):
-        return {"backbone": {"name": arm}}
+        return {"task": {"name": "coco"}, "backbone": {"name": arm}}
 
     child = sweep.Child(config("a"), Process(), tmp_path / "log.txt", sweep.Slot(0, {}, []), time.monotonic() - 10)  # type: ignore[arg-type]
     beat = {"step": 1, "steps": 2, "seconds_left": 30.0}
     assert sweep.time_left([child], [beat], [], {}) == 30
     assert sweep.time_left([child], [beat], [config("b")], {}) is None
-    assert sweep.time_left([child], [beat], [config("b")], {"b": [100.0]}) == 130
+    assert sweep.time_left([child], [beat], [config("b")], {"coco b": [100.0]}) == 130
     assert sweep.time_left([child], [beat], [config("a")], {}) == pytest.approx(70, abs=1)
     assert sweep.time_left([child], [{}], [], {}) is None
 
 
 def test_slots_are_cores_or_the_gpus_that_are_visible(hypothesis, monkeypatch):
     def slots(jobs=None, *overrides):
-        config = hypothesis.config("demo", "mambaout_atto", 0, list(overrides))
+        config = hypothesis.config("demo", "imagenet", "mambaout_atto", 0, list(overrides))
         return [(s.environment, s.overrides) for s in sweep.make_slots(config, jobs, list(overrides))]
 
     cores = len(os.sched_getaffinity(0))
@@ -160,7 +161,7 @@ def test_a_terminal_sees_one_line_that_is_redrawn(paths, tmp_path):
             break
         shown += chunk
     os.waitpid(pid, 0)
-    assert b"\r\x1b[K  0 of 1 finished | mambaout_atto seed 0 starting" in shown
+    assert b"\r\x1b[K  0 of 1 finished | imagenet mambaout_atto seed 0 starting" in shown
     assert b"smoke/imagenet/mambaout_atto/seed_0: top1_percent" in shown
 
 
@@ -173,7 +174,7 @@ def test_the_whole_command_ends_in_a_verdict(tmp_path, make_records, hypothesis)
         for seed in range(5):
             if (arm, seed) == ("mambaout_atto_identity", 4):
                 continue
-            config = hypothesis.config("demo", arm, seed, paths)
+            config = hypothesis.config("demo", "imagenet", arm, seed, paths)
             fingerprint = data.prepare(config).fingerprint
             made = make_records({arm: [85.0 + seed if "identity" not in arm else 40.0] * (seed + 1)})[arm, seed]
             made["identity"], made["data_fingerprint"] = record.identity(config, fingerprint), fingerprint

@@ -22,7 +22,7 @@ def judge(hypothesis, make_records):
             {"mambaout_atto": control, "mambaout_atto_ssm": treatment, "mambaout_atto_identity": identity}
         )
         edit(records)
-        return verdict.judge(hypothesis, "demo", records)
+        return verdict.judge(hypothesis, "demo", {"imagenet": records})
 
     return run
 
@@ -33,8 +33,8 @@ def shift(by, noise=(0.1, -0.2, 0.0, 0.2, -0.1)):
 
 def test_supported(judge):
     v = judge(shift(0.3))
-    assert v.outcome == SUPPORTED and all(g.passed for g in v.gates)
-    assert v.contrasts[0].n == 5 and v.contrasts[0].mean == pytest.approx(-0.3)
+    assert v.outcome == SUPPORTED and all(g.passed for g in v.beds[0].gates)
+    assert v.beds[0].contrasts[0].n == 5 and v.beds[0].contrasts[0].mean == pytest.approx(-0.3)
 
 
 def test_refuted_if_the_ssm_gains_more_than_the_margin_and_is_not_larger(judge):
@@ -55,7 +55,7 @@ def test_inconclusive_says_how_many_seeds_would_decide(judge):
     v = judge(shift(1.0, noise=(2.0, -2.0, 1.0, -1.5, 0.5)))
     assert v.outcome == INCONCLUSIVE and "seeds would decide with power 0.8" in v.reason
     need = int(v.reason.split("about ")[1].split()[0])
-    c = v.contrasts[0]
+    c = v.beds[0].contrasts[0]
     noncentral = stats.nct(need - 1, (c.mean + 2.0) / c.sd * np.sqrt(need))
     assert (
         noncentral.sf(stats.t.ppf(1 - c.alpha, need - 1)) >= 0.8
@@ -65,7 +65,7 @@ def test_inconclusive_says_how_many_seeds_would_decide(judge):
 
 
 def test_the_interval_is_the_t_interval_of_the_paired_differences(judge):
-    c = judge(shift(0.3)).contrasts[0]
+    c = judge(shift(0.3)).beds[0].contrasts[0]
     d = np.array(c.d)
     half = stats.t.ppf(0.98, 4) * d.std(ddof=1) / np.sqrt(5)
     assert (c.low, c.high) == pytest.approx((d.mean() - half, d.mean() + half))
@@ -91,7 +91,7 @@ def test_seeds_that_agree_exactly_are_judged_too(by, outcome):
 
 
 def failed(v):
-    return [g.name for g in v.gates if not g.passed]
+    return [g.name for g in v.beds[0].gates if not g.passed]
 
 
 def drop(*keys):
@@ -115,7 +115,7 @@ def set_key(key, seed, path, value):
 def test_a_missing_run_decides_nothing_and_is_named(judge):
     v = judge(shift(0.3), edit=drop(("mambaout_atto_ssm", 3)))
     assert v.outcome == INCONCLUSIVE and failed(v) == ["complete"]
-    assert v.missing == (("mambaout_atto_ssm", 3),)
+    assert v.beds[0].missing == (("mambaout_atto_ssm", 3),)
     assert "14 of the 15" in v.reason
 
 
@@ -162,21 +162,21 @@ def test_only_planned_looks_are_judged(hypothesis, make_records):
             "mambaout_atto_ssm": shift(0.3) * 4,
             "mambaout_atto_identity": IDENTITY * 4,
         }
-        return verdict.judge(hypothesis, "demo", make_records({k: v[:n] for k, v in values.items()}))
+        return verdict.judge(hypothesis, "demo", {"imagenet": make_records({k: v[:n] for k, v in values.items()})})
 
     assert {n: len(at(n).seeds) for n in (3, 5, 7, 10, 19, 20)} == {3: 5, 5: 5, 7: 10, 10: 10, 19: 20, 20: 20}
     assert at(5).outcome == SUPPORTED == at(10).outcome
     # seeds on the way to a look, a failed one too, keep it open
-    assert at(7).outcome == INCONCLUSIVE and failed(at(7)) == ["complete"] and len(at(7).missing) == 9
+    assert at(7).outcome == INCONCLUSIVE and failed(at(7)) == ["complete"] and len(at(7).beds[0].missing) == 9
 
 
 def test_every_treatment_must_hold(hypothesis, make_records):
     arms = dataclasses.replace(hypothesis.scales["demo"], treatments=["mambaout_atto_ssm", "mambaout_atto_ssm_causal"])
     both = dataclasses.replace(hypothesis, scales={"demo": arms})
     values = {"mambaout_atto": CONTROL, "mambaout_atto_ssm": shift(0.3), "mambaout_atto_identity": IDENTITY}
-    good = verdict.judge(both, "demo", make_records(values | {"mambaout_atto_ssm_causal": shift(-0.5)}))
-    assert good.outcome == SUPPORTED and len(good.contrasts) == 2
-    bad = verdict.judge(both, "demo", make_records(values | {"mambaout_atto_ssm_causal": shift(1.9)}))
+    good = verdict.judge(both, "demo", {"imagenet": make_records(values | {"mambaout_atto_ssm_causal": shift(-0.5)})})
+    assert good.outcome == SUPPORTED and len(good.beds[0].contrasts) == 2
+    bad = verdict.judge(both, "demo", {"imagenet": make_records(values | {"mambaout_atto_ssm_causal": shift(1.9)})})
     assert bad.outcome == INCONCLUSIVE
 
 
@@ -202,5 +202,5 @@ def test_a_run_with_another_recipe_at_the_registered_address_is_seen(hypothesis,
     records = make_records(
         {"mambaout_atto": CONTROL, "mambaout_atto_ssm": shift(0.3), "mambaout_atto_identity": IDENTITY}
     )
-    v = verdict.judge(hypothesis, "demo", records, ["recipe.epochs was 2, registered is 5"])
+    v = verdict.judge(hypothesis, "demo", {"imagenet": records}, {"imagenet": ["recipe.epochs was 2, registered is 5"]})
     assert v.outcome == INCONCLUSIVE and failed(v) == ["registered configuration"]

@@ -10,9 +10,10 @@ import yaml
 
 from hypotheses.config import CONF, ROOT, Config, compose
 from hypotheses.errors import UserError, nearest
+from hypotheses.metrics import MARGIN_STEPS, METRICS
 
 FOLDER = ROOT / "experiments"
-NOT_BUILT = {"2": "task=coco and task=ade20k"}
+TESTS = ("non_inferiority", "superiority")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +39,12 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True)
 class Arms:
-    """The backbones of a hypothesis at one scale, and what counts there. margin and chance in units of the metric;
-    `about` says what data and networks a verdict speaks of."""
+    """The backbones of a hypothesis at one scale, and what counts there: by task, in units of its metric, the margin (of a
+    superiority, the smallest effect of interest) and chance. `about` says what data and networks a verdict speaks of."""
 
     about: str
-    margin: float
-    chance: float
+    margin: dict[str, float]
+    chance: dict[str, float]
     control: str
     treatments: list[str]
     negative_control: str
@@ -64,8 +65,7 @@ class Experiment:
     hypothesis: int
     claim: str
     source: str
-    task: str
-    metric: str
+    tasks: dict[str, str]  # with the metric that decides on each
     test: str
     looks: list[int]
     alpha: float
@@ -74,19 +74,17 @@ class Experiment:
     scales: dict[str, Arms]
     sha256: str  # of the file
 
-    def config(self, scale: str, backbone: str, seed: int, overrides: list[str]) -> Config:
+    def config(self, scale: str, task: str, backbone: str, seed: int, overrides: list[str]) -> Config:
         """The resolved config of one of its runs."""
-        return compose(self.overrides(scale, backbone, seed) + overrides)
+        return compose(self.overrides(scale, task, backbone, seed) + overrides)
 
-    def overrides(self, scale: str, backbone: str, seed: int) -> list[str]:
-        return [f"task={self.task}", f"backbone={backbone}", f"scale={scale}", f"seed={seed}"]
+    def overrides(self, scale: str, task: str, backbone: str, seed: int) -> list[str]:
+        return [f"task={task}", f"backbone={backbone}", f"scale={scale}", f"seed={seed}"]
 
 
 def load(number: str) -> Experiment:
     """Read experiments/hypothesis_<number>.yaml. Raises UserError on an unknown number, key, arm or value."""
     file = FOLDER / f"hypothesis_{number}.yaml"
-    if not file.exists() and number in NOT_BUILT:
-        raise UserError(f"HYP={number}: needs {NOT_BUILT[number]}, which are not built yet; built: 1")
     if not file.exists():
         known = sorted(p.stem.removeprefix("hypothesis_") for p in FOLDER.glob("hypothesis_*.yaml"))
         raise UserError(f"HYP={number}: no such hypothesis; registered in experiments/: {', '.join(known)}")
@@ -113,8 +111,25 @@ def parse(file: Path) -> Experiment:
         for name in arms.all():
             if name not in backbones:
                 raise UserError(f"{file}: scales.{scale}: no backbone '{name}'{nearest(name, backbones)}")
-    if experiment.test != "non_inferiority":
-        raise UserError(f"{file}: test: {experiment.test}: choose one of non_inferiority")
+        for key, values in (("margin", arms.margin), ("chance", arms.chance)):
+            if odd := sorted(values.keys() ^ experiment.tasks.keys()):
+                raise UserError(f"{file}: scales.{scale}.{key}: give one for each of tasks; odd: {', '.join(odd)}")
+    if experiment.test not in TESTS:
+        raise UserError(f"{file}: test: {experiment.test}: choose one of {', '.join(TESTS)}")
+    if experiment.test == "non_inferiority" and len(experiment.tasks) != 1:
+        raise UserError(f"{file}: tasks: a non_inferiority is of one task")
+    for task, metric in experiment.tasks.items():
+        if task not in METRICS:
+            raise UserError(f"{file}: tasks: no task '{task}'{nearest(task, METRICS)}")
+        if metric not in METRICS[task]:
+            raise UserError(f"{file}: tasks.{task}: no metric '{metric}'{nearest(metric, METRICS[task])}")
+        least = MARGIN_STEPS * METRICS[task][metric].step
+        for scale, arms in experiment.scales.items():
+            if arms.margin[task] < least:
+                raise UserError(
+                    f"{file}: scales.{scale}.margin.{task}: {arms.margin[task]:g} is finer than what is measured in steps of "
+                    f"{METRICS[task][metric].step:g} can decide: give {least:g} or more"
+                )
     return experiment
 
 

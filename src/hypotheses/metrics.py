@@ -11,7 +11,7 @@ from collections.abc import Mapping
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """title  in tables and figures, without its unit
-    theirs    the library's name for it, and `factor` from the library's unit to ours
+    theirs    the library's name for it, if it has one, and `factor` from the library's unit to ours
     step      what the library rounds to, in our unit; 0 where it does not"""
 
     title: str
@@ -37,6 +37,7 @@ METRICS = {
         "miou_percent": Metric("mIoU", "mIoU", 1, 0.01),
         "pixel_accuracy_percent": Metric("pixel accuracy", "aAcc", 1, 0.01),
         "mean_accuracy_percent": Metric("mean accuracy of the classes", "mAcc", 1, 0.01),
+        "miou_multi_scale_percent": Metric("mIoU, multi-scale", step=0.01),
     },
 }
 MARGIN_STEPS = 5  # a margin is at least this many steps of its metric
@@ -44,4 +45,4 @@ MARGIN_STEPS = 5  # a margin is at least this many steps of its metric
 
 def ours(task: str, found: Mapping[str, float]) -> dict[str, float]:
     """A library's metrics under our names and in our units. mmdet leaves AP out where nothing was detected: it is 0."""
-    return {name: round(m.factor * float(found.get(m.theirs, 0.0)), 3) for name, m in METRICS[task].items()}
+    return {name: round(m.factor * float(found.get(m.theirs, 0.0)), 3) for name, m in METRICS[task].items() if m.theirs}

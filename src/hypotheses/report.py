@@ -5,6 +5,7 @@ the same bytes.
 """
 
 import argparse
+import base64
 import dataclasses
 import io
 import sys
@@ -15,7 +16,8 @@ from hypotheses import experiment, record, verdict
 from hypotheses.config import compose
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Arms, Experiment
-from hypotheses.verdict import Difference, Verdict
+from hypotheses.metrics import METRICS
+from hypotheses.verdict import Bed, Difference, Verdict
 
 INK, QUIET, GOOD, BAD = "#1b1f24", "#8a919a", "#2b6cb0", "#c05621"
 
@@ -26,26 +28,30 @@ class Section:
 
     scale: str
     arms: Arms
-    runs: dict[tuple[str, int], record.Record]
+    runs: dict[str, dict[tuple[str, int], record.Record]]  # by task, then by arm and seed
     verdict: Verdict
+    pictures: dict[str, dict[str, Path]]  # by task, then by arm: what its first seed has drawn
+
+    @property
+    def records(self) -> list[record.Record]:
+        return [runs[key] for runs in self.runs.values() for key in sorted(runs)]
 
 
 def write(hypothesis: Experiment, results: Path, scale: str | None = None) -> str:
     """Write the report of every scale that has records; return what a terminal shows of `scale`, or of all."""
     name = f"hypothesis_{hypothesis.hypothesis}"
     sections = [
-        s for s in (section(hypothesis, results, name) for name in hypothesis.scales) if s.runs or s.scale == scale
+        s for s in (section(hypothesis, results, name) for name in hypothesis.scales) if s.records or s.scale == scale
     ]
     sections = sections or [section(hypothesis, results, next(iter(hypothesis.scales)))]
-    records = [s.runs[key] for s in sections for key in sorted(s.runs)]
-    figures = {s.scale: figure(hypothesis, s) for s in sections}
+    records = [r for s in sections for r in s.records]
+    figures = {figure_name(hypothesis, s, bed): figure(hypothesis, s, bed) for s in sections for bed in s.verdict.beds}
     outputs = {
-        f"{name}.md": markdown(hypothesis, sections),
+        f"{name}.md": markdown(hypothesis, sections, results),
         f"{name}.html": html(hypothesis, sections, figures),
         f"{name}.csv": record.table(records).to_csv(index=False, lineterminator="\n"),
     }
-    for s in sections:
-        outputs[f"{name}_{s.scale}.svg"] = figures[s.scale]
+    outputs |= figures
     for file, text in outputs.items():
         record.write_aside(results / file, text)
     shown = [s for s in sections if scale in (None, s.scale)]
@@ -55,20 +61,27 @@ def write(hypothesis: Experiment, results: Path, scale: str | None = None) -> st
 def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
     """Read the records of one scale, those of the registered arms and of the extra ones."""
     arms = hypothesis.scales[scale]
-    runs, unregistered = {}, []
-    for arm in arms.all():
-        for file in sorted((results / "records" / scale / hypothesis.task / arm).glob("seed_*.json")):
-            found = record.read(file)
-            if not found["config"]["scale"]["verdict"]:
-                continue
-            seed = found["config"]["seed"]
-            runs[arm, seed] = found
-            asked = hypothesis.config(scale, arm, seed, [])
-            for key, was, now in record.differences(found["config"], {k: asked[k] for k in record.IDENTITY}):
-                unregistered.append(f"{found['address']}: {key} was {was}, registered is {now}")
+    runs: dict[str, dict[tuple[str, int], record.Record]] = {}
+    pictures: dict[str, dict[str, Path]] = {}
+    unregistered: dict[str, list[str]] = {}
+    for task in hypothesis.tasks:
+        runs[task], pictures[task], unregistered[task] = {}, {}, []
+        for arm in arms.all():
+            folder = results / "records" / scale / task / arm
+            for file in sorted(folder.glob("seed_*.json")):
+                found = record.read(file)
+                if not found["config"]["scale"]["verdict"]:
+                    continue
+                seed = found["config"]["seed"]
+                runs[task][arm, seed] = found
+                asked = hypothesis.config(scale, task, arm, seed, [])
+                for key, was, now in record.differences(found["config"], {k: asked[k] for k in record.IDENTITY}):
+                    unregistered[task].append(f"{found['address']}: {key} was {was}, registered is {now}")
+            if (folder / "seed_0.jpg").exists():
+                pictures[task][arm] = folder / "seed_0.jpg"
     judged = verdict.judge(hypothesis, scale, runs, unregistered)
-    runs = {key: found for key, found in runs.items() if key[1] in judged.seeds}
-    return Section(scale, arms, runs, judged)
+    runs = {task: {k: found for k, found in of_task.items() if k[1] in judged.seeds} for task, of_task in runs.items()}
+    return Section(scale, arms, runs, judged, pictures)
 
 
 # ---- numbers as text, formatted once ---------------------------------------------------------------------------------
@@ -86,35 +99,48 @@ def headline(hypothesis: Experiment, s: Section) -> str:
     """The verdict in a sentence, with n, interval, unit, margin and scale."""
     v = s.verdict
     said = f"Hypothesis {hypothesis.hypothesis} at {s.scale} scale: {v.outcome.upper()}"
-    if not v.contrasts:
+    changes = []
+    for bed in v.beds:
+        if not bed.contrasts:
+            continue
+        title, margin = METRICS[bed.task][bed.metric].title, s.arms.margin[bed.task]
+        if hypothesis.test == "superiority":
+            c = max(bed.contrasts, key=lambda c: c.low)
+            what = f"on {bed.task} the SSM changes {title} by {c.mean:+.2f} points"
+            limit = f"smallest effect of interest {margin:g}"
+        else:
+            c = min(bed.contrasts, key=lambda c: c.low)
+            what = f"without the SSM {bed.metric} changes by {c.mean:+.2f} points"
+            limit = f"margin -{margin:g}"
+        seeds = f"n = {c.n} seeds"
+        changes.append(f"{what} ({confidence(c)} interval {c.low:+.2f} to {c.high:+.2f}, {seeds}, {limit})")
+    if not changes:
         return f"{said} ({v.reason})"
-    worst = min(v.contrasts, key=lambda c: c.low)
-    return (
-        f"{said}. Without the SSM {hypothesis.metric} changes by {worst.mean:+.2f} points "
-        f"({confidence(worst)} interval {worst.low:+.2f} to {worst.high:+.2f}, n = {worst.n} seeds, "
-        f"margin -{s.arms.margin:g}): {v.reason}"
-    )
+    text = "; ".join(changes)
+    return f"{said}. {text[0].upper()}{text[1:]}: {v.reason}"
 
 
-def arm_rows(hypothesis: Experiment, s: Section) -> list[list[str]]:
-    """A row per arm: role, n, metric, difference to its control, parameters, MACs, seconds."""
+def arm_rows(hypothesis: Experiment, s: Section, bed: Bed) -> list[list[str]]:
+    """A row per arm: role, n, metric, difference to its control, parameters, MACs, seconds; in detection and segmentation also
+    what the backbones start from."""
     roles = {s.arms.control: "control", s.arms.negative_control: "negative control"}
     roles |= {arm: "treatment" for arm in s.arms.treatments}
-    contrasts = {c.treatment: c for c in (*s.verdict.contrasts, *s.verdict.extra)}
-    if s.verdict.assay:
-        contrasts[s.verdict.assay.treatment] = s.verdict.assay
+    contrasts = {c.treatment: c for c in (*bed.contrasts, *bed.extra)}
+    if bed.assay:
+        contrasts[bed.assay.treatment] = bed.assay
     rows = []
     for arm in s.arms.all():
-        records = [r for (name, _), r in sorted(s.runs.items()) if name == arm]
+        records = [r for (name, _), r in sorted(s.runs[bed.task].items()) if name == arm]
         if not records:
             continue
-        values = [r["metrics"][hypothesis.metric] for r in records]
+        values = [r["metrics"][bed.metric] for r in records]
         mean = sum(values) / len(values)
         spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else " (one run)"
         c = contrasts.get(arm)
         against = "" if not c or c.control == s.arms.control else f", control {c.control}"
         seeds = "" if not c or c.n == len(values) else f", n = {c.n}"
         seconds = sorted(r["seconds"] for r in records)
+        macs = records[0]["cost"]["macs"]
         rows.append(
             [
                 arm,
@@ -122,34 +148,52 @@ def arm_rows(hypothesis: Experiment, s: Section) -> list[list[str]]:
                 str(len(records)),
                 f"{mean:.2f}{spread}",
                 f"{interval(c)}{seeds}{against}" if c else "",
+                *others(bed, records),
                 f"{records[0]['cost']['params']:,}",
-                f"{records[0]['cost']['macs'] / 1e6:,.1f} M",
+                f"{macs / 1e6:,.1f} M" if macs < 1e9 else f"{macs / 1e9:,.1f} G",
                 f"{seconds[len(seconds) // 2]:.0f}",
             ]
         )
     return rows
 
 
-ARM_COLUMNS = [
-    "arm",
-    "role",
-    "n",
-    "{metric}, mean (range)",
-    "control - arm, points [interval]",
-    "parameters",
-    "MACs",
-    "seconds a run, median",
-]
+def others(bed: Bed, records: list[record.Record]) -> list[str]:
+    """The cells of a task's other columns: mask AP beside box AP, and the weights that the backbones start from."""
+    if bed.task == "imagenet":
+        return []
+    start = sorted({r["config"]["recipe"]["pretrained"] for r in records})
+    cells = [", ".join(start)]
+    if bed.task == "coco":
+        masks = [r["metrics"]["mask_ap_percent"] for r in records]
+        cells.insert(0, f"{sum(masks) / len(masks):.2f}")
+    return cells
 
 
-def seed_rows(hypothesis: Experiment, s: Section) -> tuple[list[str], list[list[str]]]:
+def arm_columns(hypothesis: Experiment, bed: Bed) -> list[str]:
+    difference = "arm - control" if hypothesis.test == "superiority" else "control - arm"
+    return [
+        "arm",
+        "role",
+        "n",
+        f"{bed.metric}, mean (range)",
+        f"{difference}, points [interval]",
+        *(["mask_ap_percent, mean"] if bed.task == "coco" else []),
+        *(["pretrained"] if bed.task != "imagenet" else []),
+        "parameters",
+        "MACs",
+        "seconds a run, median",
+    ]
+
+
+def seed_rows(s: Section, bed: Bed) -> tuple[list[str], list[list[str]]]:
     """Columns and a row per seed: every arm's metric."""
-    arms = [arm for arm in s.arms.all() if any(name == arm for name, _ in s.runs)]
-    seeds = sorted({seed for _, seed in s.runs})
+    runs = s.runs[bed.task]
+    arms = [arm for arm in s.arms.all() if any(name == arm for name, _ in runs)]
+    seeds = sorted({seed for _, seed in runs})
     rows = [
         [
             str(seed),
-            *(f"{s.runs[a, seed]['metrics'][hypothesis.metric]:.2f}" if (a, seed) in s.runs else "-" for a in arms),
+            *(f"{runs[a, seed]['metrics'][bed.metric]:.2f}" if (a, seed) in runs else "-" for a in arms),
         ]
         for seed in seeds
     ]
@@ -166,17 +210,20 @@ def command(hypothesis: Experiment, s: Section) -> str:
 
 def provenance(s: Section) -> list[str]:
     """What the runs were made with; every distinct value is listed."""
-    if not s.runs:
+    records = s.records
+    if not records:
         return []
 
     def values(key: str) -> str:
-        return ", ".join(sorted({str(r["provenance"][key]) for r in s.runs.values()}))
+        return ", ".join(sorted({str(r["provenance"][key]) for r in records}))
 
-    packages = sorted({f"{k} {v}" for r in s.runs.values() for k, v in r["provenance"]["packages"].items()})
-    dirty = any(r["provenance"]["dirty"] for r in s.runs.values())
-    data = sorted({f"seed {seed} {r['data_fingerprint'][:12]}" for (_, seed), r in s.runs.items()})
+    packages = sorted({f"{k} {v}" for r in records for k, v in r["provenance"]["packages"].items()})
+    dirty = any(r["provenance"]["dirty"] for r in records)
+    data = sorted(
+        {f"seed {seed} {r['data_fingerprint'][:12]}" for of_task in s.runs.values() for (_, seed), r in of_task.items()}
+    )
     return [
-        f"commit {values('commit')}{' with uncommitted changes' if dirty else ''}; training code {', '.join(sorted({r['provenance']['code'][:12] for r in s.runs.values()}))}",
+        f"commit {values('commit')}{' with uncommitted changes' if dirty else ''}; training code {', '.join(sorted({r['provenance']['code'][:12] for r in records}))}",
         f"device {values('device')}, {values('threads')} thread(s) a run; Python {values('python')}; {', '.join(packages)}",
         f"data: {', '.join(data)}",
     ]
@@ -184,14 +231,16 @@ def provenance(s: Section) -> list[str]:
 
 def terminal(hypothesis: Experiment, s: Section) -> str:
     """The table of arms, the gates and the verdict, for a terminal."""
-    rows = [[r[0], r[2], r[3], r[4]] for r in arm_rows(hypothesis, s)]
-    columns = [c.format(metric=hypothesis.metric) for c in ARM_COLUMNS]
-    table = [[columns[0], columns[2], columns[3], columns[4]], *rows]
-    widths = [max(len(r[i]) for r in table) for i in range(4)]
-    lines = ["", *("  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table), ""]
-    lines += [f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.detail}" for g in s.verdict.gates]
-    if s.verdict.missing:
-        lines += ["", f"Missing: {missing_text(s)}. Type: {command(hypothesis, s)}"]
+    lines = []
+    for bed in s.verdict.beds:
+        columns, rows = arm_columns(hypothesis, bed), arm_rows(hypothesis, s, bed)
+        table = [[r[i] for i in (0, 2, 3, 4)] for r in (columns, *rows)]
+        widths = [max(len(r[i]) for r in table) for i in range(4)]
+        lines += ["", *([f"{bed.task}:"] if len(s.verdict.beds) > 1 else [])]
+        lines += ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table]
+        lines += ["", *(f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.detail}" for g in bed.gates)]
+        if bed.missing:
+            lines += ["", f"Missing: {missing_text(bed)}. Type: {command(hypothesis, s)}"]
     return "\n".join([*lines, "", headline(hypothesis, s), s.arms.about])
 
 
@@ -202,40 +251,67 @@ def markdown_table(columns: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(r) + " |" for r in (columns, ["---"] * len(columns), *rows)]
 
 
-def markdown(hypothesis: Experiment, sections: list[Section]) -> str:
+def markdown(hypothesis: Experiment, sections: list[Section], results: Path) -> str:
     lines = [f"# Hypothesis {hypothesis.hypothesis}: {hypothesis.claim}", "", f"Source: {hypothesis.source}.", ""]
     for s in sections:
-        columns = [c.format(metric=hypothesis.metric) for c in ARM_COLUMNS]
         lines += [f"## {s.scale.capitalize()} scale", "", f"**{headline(hypothesis, s)}**", "", s.arms.about, ""]
-        lines += [f"![paired differences](hypothesis_{hypothesis.hypothesis}_{s.scale}.svg)", ""]
-        if s.runs:
-            lines += [*markdown_table(columns, arm_rows(hypothesis, s)), ""]
-        lines += ["Gates, any of which makes the verdict inconclusive:", ""]
-        lines += [f"- {'passed' if g.passed else '**failed**'}: {g.name}. {g.detail}" for g in s.verdict.gates]
-        if s.runs:
-            lines += ["", f"{hypothesis.metric} of each seed:", "", *markdown_table(*seed_rows(hypothesis, s))]
-        if s.verdict.missing:
-            lines += ["", f"Missing: {missing_text(s)}."]
-        lines += ["", f"Re-make or complete: `{command(hypothesis, s)}`", ""]
+        for bed in s.verdict.beds:
+            lines += [f"### {bed.task}", ""] if len(s.verdict.beds) > 1 else []
+            lines += [f"![paired differences]({figure_name(hypothesis, s, bed)})", ""]
+            if s.runs[bed.task]:
+                lines += [*markdown_table(arm_columns(hypothesis, bed), arm_rows(hypothesis, s, bed)), ""]
+            lines += [gates_title(hypothesis), ""]
+            lines += [f"- {'passed' if g.passed else '**failed**'}: {g.name}. {g.detail}" for g in bed.gates]
+            if s.runs[bed.task]:
+                lines += ["", f"{bed.metric} of each seed:", "", *markdown_table(*seed_rows(s, bed))]
+            if drawn := s.pictures[bed.task]:
+                links = [f"[{arm}]({file.relative_to(results).as_posix()})" for arm, file in drawn.items()]
+                lines += ["", f"{PICTURES}: {', '.join(links)}"]
+            if bed.missing:
+                lines += ["", f"Missing: {missing_text(bed)}."]
+            lines += [""]
+        lines += [f"Re-make or complete: `{command(hypothesis, s)}`", ""]
         lines += [f"- {line}" for line in provenance(s)]
         lines += [""]
     return "\n".join([*lines, rule(hypothesis), ""])
 
 
-def missing_text(s: Section) -> str:
+PICTURES = "Validation images of seed 0, the same ones in every arm, left as annotated, right as predicted"
+
+
+def gates_title(hypothesis: Experiment) -> str:
+    effect = (
+        "keeps the task out of the verdict" if hypothesis.test == "superiority" else "makes the verdict inconclusive"
+    )
+    return f"Gates, any of which {effect}:"
+
+
+def missing_text(bed: Bed) -> str:
     by_arm: dict[str, list[str]] = {}
-    for arm, seed in s.verdict.missing:
+    for arm, seed in bed.missing:
         by_arm.setdefault(arm, []).append(str(seed))
     return "; ".join(f"{arm} seed {', '.join(seeds)}" for arm, seeds in by_arm.items())
 
 
 def rule(hypothesis: Experiment) -> str:
     """The registered rule in plain words, and the hash of the file that registers it."""
+    metric = " or ".join(hypothesis.tasks.values())
+    if hypothesis.test == "superiority":
+        difference = f"e = {metric} of the arm minus that of the control"
+        decided = (
+            "Supported if on any task the interval's lower bound lies above 0 (Holm over tasks and treatments), refuted if on "
+            "every task every upper bound lies below the smallest effect of interest, else inconclusive."
+        )
+    else:
+        difference = f"d = {metric} of the control minus that of the arm"
+        decided = (
+            "Supported if for every treatment the interval lies above -margin, refuted if it lies below for any (Holm over "
+            "treatments), else inconclusive."
+        )
     return (
-        f"Rule: d = {hypothesis.metric} of the control minus that of the arm, paired by seed (same data draw, order, "
+        f"Rule: {difference}, paired by seed (same data draw, order, "
         f"augmentation and initial values of shared layers); t interval with one-sided alpha {hypothesis.alpha:g} at each "
-        f"planned look ({', '.join(map(str, hypothesis.looks))} seeds). Supported if for every treatment the interval lies "
-        "above -margin, refuted if it lies below for any (Holm over treatments), else inconclusive. The interval is about "
+        f"planned look ({', '.join(map(str, hypothesis.looks))} seeds). {decided} The interval is about "
         "repeating the runs with other draws from the same pool of images, not about images from elsewhere. "
         f"Registered in experiments/hypothesis_{hypothesis.hypothesis}.yaml, sha256 {hypothesis.sha256[:16]}."
     )
@@ -247,34 +323,55 @@ def html(hypothesis: Experiment, sections: list[Section], figures: dict[str, str
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+
+    def drawing(s: Section, bed: Bed) -> str:
+        svg = figures[figure_name(hypothesis, s, bed)]
+        return svg[svg.index("<svg") :]  # an XML declaration has no place inside HTML
+
     views = [
         {
             "scale": s.scale,
             "outcome": s.verdict.outcome,
             "headline": headline(hypothesis, s),
             "about": s.arms.about,
-            # only the drawing: an XML declaration has no place inside HTML
-            "figure": figures[s.scale][figures[s.scale].index("<svg") :],
-            "arm_rows": arm_rows(hypothesis, s),
-            "seed_columns": seed_rows(hypothesis, s)[0],
-            "seed_rows": seed_rows(hypothesis, s)[1],
-            "gates": s.verdict.gates,
-            "missing": missing_text(s),
+            "beds": [
+                {
+                    "task": bed.task if len(s.verdict.beds) > 1 else "",
+                    "metric": bed.metric,
+                    "figure": drawing(s, bed),
+                    "arm_columns": arm_columns(hypothesis, bed),
+                    "arm_rows": arm_rows(hypothesis, s, bed),
+                    "seed_columns": seed_rows(s, bed)[0],
+                    "seed_rows": seed_rows(s, bed)[1],
+                    "gates": bed.gates,
+                    "missing": missing_text(bed),
+                    "pictures": [
+                        (arm, base64.b64encode(file.read_bytes()).decode())
+                        for arm, file in s.pictures[bed.task].items()
+                    ],
+                }
+                for bed in s.verdict.beds
+            ],
             "command": command(hypothesis, s),
             "provenance": provenance(s),
         }
         for s in sections
     ]
-    columns = [c.format(metric=hypothesis.metric) for c in ARM_COLUMNS]
     template = environment.get_template("report.html.jinja")
-    return template.render(hypothesis=hypothesis, sections=views, arm_columns=columns, rule=rule(hypothesis)) + "\n"
+    words = {"gates_title": gates_title(hypothesis), "pictures_title": PICTURES, "rule": rule(hypothesis)}
+    return template.render(hypothesis=hypothesis, sections=views, **words) + "\n"
 
 
 # ---- the figure ------------------------------------------------------------------------------------------------------
 
 
-def figure(hypothesis: Experiment, s: Section) -> str:
-    """SVG: left, d of each seed with mean, interval and margin; right, the metric of every arm and seed."""
+def figure_name(hypothesis: Experiment, s: Section, bed: Bed) -> str:
+    task = f"_{bed.task}" if len(s.verdict.beds) > 1 else ""
+    return f"hypothesis_{hypothesis.hypothesis}_{s.scale}{task}.svg"
+
+
+def figure(hypothesis: Experiment, s: Section, bed: Bed) -> str:
+    """SVG: left, the difference of each seed with mean, interval and margin; right, the metric of every arm and seed."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -290,64 +387,70 @@ def figure(hypothesis: Experiment, s: Section) -> str:
         "ytick.color": INK,
     }
     with matplotlib.rc_context(style):
-        rows = max(len({arm for arm, _ in s.runs}), 1.7 * (len(s.verdict.contrasts) + len(s.verdict.extra)))
+        rows = max(len({arm for arm, _ in s.runs[bed.task]}), 1.7 * (len(bed.contrasts) + len(bed.extra)))
         drawn = Figure(figsize=(9.6, max(3.2, 1.4 + 0.45 * rows)), layout="constrained")
         left, right = drawn.subplots(1, 2, width_ratios=[1.25, 1])
-        draw_differences(left, hypothesis, s)
-        draw_arms(right, hypothesis, s)
+        draw_differences(left, hypothesis, s, bed)
+        draw_arms(right, s, bed)
         out = io.StringIO()
         drawn.savefig(out, format="svg", metadata={"Date": None})
     return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
 
 
-def draw_differences(axes: Any, hypothesis: Experiment, s: Section) -> None:
+def draw_differences(axes: Any, hypothesis: Experiment, s: Section, bed: Bed) -> None:
     from matplotlib.transforms import offset_copy
 
-    margin = s.arms.margin
-    contrasts = [*s.verdict.contrasts, *s.verdict.extra]
+    gain, margin = hypothesis.test == "superiority", s.arms.margin[bed.task]
+    line, label = (margin, f"of interest from {margin:g}") if gain else (-margin, f"margin -{margin:g}")
+    contrasts = [*bed.contrasts, *bed.extra]
     axes.axvline(0, color=QUIET, lw=0.8)
-    axes.axvline(-margin, color=BAD, lw=1.2, ls="--")
-    axes.axvspan(-margin, 1e3, color=GOOD, alpha=0.06, lw=0)
+    axes.axvline(line, color=QUIET if gain else BAD, lw=1.2, ls="--")
+    axes.axvspan(0 if gain else line, 1e3, color=GOOD, alpha=0.06, lw=0)  # where an interval supports the claim
     above = offset_copy(axes.transData, axes.figure, y=9, units="points")
     for row, c in enumerate(contrasts):
-        color = INK if row < len(s.verdict.contrasts) else QUIET  # extra arms, which are not judged, are paler
+        color = INK if row < len(bed.contrasts) else QUIET  # extra arms, which are not judged, are paler
         axes.plot(c.d, [row] * c.n, "o", color=color, ms=4, alpha=0.6, mew=0, transform=above)
         axes.plot([c.low, c.high], [row, row], color=color, lw=2.2, solid_capstyle="butt")
         axes.plot([c.mean], [row], "D", color=color, ms=6)
-    ends = [x for c in contrasts for x in (c.low, c.high, *c.d)] + [-1.3 * margin, 0.8 * margin]
+    ends = [x for c in contrasts for x in (c.low, c.high, *c.d)] + [1.3 * line, -0.8 * line]
     pad = 0.06 * (max(ends) - min(ends))
     axes.set_xlim(min(ends) - pad, max(ends) + pad)
     axes.set_ylim(max(len(contrasts), 1) - 0.45, -0.6)
-    labels = [f"{c.control}\n- {c.treatment}\n{interval(c)}, n = {c.n}" for c in contrasts]
+    pairs = [(c.treatment, c.control) if gain else (c.control, c.treatment) for c in contrasts]
+    labels = [f"{a}\n- {b}\n{interval(c)}, n = {c.n}" for c, (a, b) in zip(contrasts, pairs, strict=True)]
     axes.set_yticks(range(len(contrasts)), labels)
     axes.annotate(
-        f"margin -{margin:g}",
-        (-margin, 1),
+        label,
+        (line, 1),
         xycoords=("data", "axes fraction"),
         ha="center",
         va="bottom",
-        color=BAD,
+        color=INK if gain else BAD,
         fontsize=8,
     )
-    axes.set_xlabel(f"d = {hypothesis.metric} of the control - of the arm (points)\ndots: seeds; bar: interval")
+    difference = (
+        f"e = {bed.metric} of the arm - of the control" if gain else f"d = {bed.metric} of the control - of the arm"
+    )
+    axes.set_xlabel(f"{difference} (points)\ndots: seeds; bar: interval")
     if not contrasts:
         axes.text(0.5, 0.5, "no pair of runs yet", transform=axes.transAxes, ha="center", color=QUIET)
-    axes.set_title(f"paired differences, {s.scale} scale", fontsize=9, loc="left", pad=14)
+    axes.set_title(f"paired differences, {bed.task}, {s.scale} scale", fontsize=9, loc="left", pad=14)
 
 
-def draw_arms(axes: Any, hypothesis: Experiment, s: Section) -> None:
-    arms = [arm for arm in s.arms.all() if any(name == arm for name, _ in s.runs)]
+def draw_arms(axes: Any, s: Section, bed: Bed) -> None:
+    runs = s.runs[bed.task]
+    arms = [arm for arm in s.arms.all() if any(name == arm for name, _ in runs)]
     for row, arm in enumerate(arms):
-        values = [r["metrics"][hypothesis.metric] for (name, _), r in sorted(s.runs.items()) if name == arm]
+        values = [r["metrics"][bed.metric] for (name, _), r in sorted(runs.items()) if name == arm]
         axes.plot(values, [row] * len(values), "o", color=INK, ms=4, alpha=0.6, mew=0)
         mean = sum(values) / len(values)
         axes.plot([mean, mean], [row - 0.25, row + 0.25], color=INK, lw=2)
         axes.annotate(f"{mean:.1f}", (mean, row - 0.28), ha="center", va="bottom", fontsize=8)
-    axes.axvline(s.arms.chance, color=QUIET, lw=0.8, ls=":")
+    axes.axvline(s.arms.chance[bed.task], color=QUIET, lw=0.8, ls=":")
     axes.set_xlim(0, 100)
     axes.set_ylim(max(len(arms), 1) - 0.4, -0.8)
     axes.set_yticks(range(len(arms)), arms)
-    axes.set_xlabel(f"{hypothesis.metric} (percent)\ndots: seeds; line: mean; dotted: chance")
+    axes.set_xlabel(f"{bed.metric} (percent)\ndots: seeds; line: mean; dotted: chance")
     axes.set_title("can this bed see a mixer?", fontsize=9, loc="left", pad=14)
 
 

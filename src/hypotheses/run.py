@@ -24,6 +24,7 @@ import hydra
 from hypotheses import allocator, data, pretrained, record
 from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
+from hypotheses.metrics import METRICS
 
 NEEDED_BYTES = 200 * 2**20  # free space below which no run is started
 
@@ -90,18 +91,18 @@ def evaluate(config: Config) -> dict[str, Any] | None:
     check_space(config)
     check_devices(config)
 
-    from hypotheses import backbones, cost, tasks
+    from hypotheses import cost, tasks
     from hypotheses.backbones import weights
 
-    source = config["weights"]
+    source, task = config["weights"], tasks.load(config["task"]["name"])
     network = cost.of_run(config)
     # a file that does not fit is known before the data are read and processes are started
-    model = backbones.build_classifier(config["backbone"], config["recipe"]["num_classes"], config["seed"])
-    digest = weights.load(model, source)
+    digest = task.fit(config)
     check_origin(config, weights.locate(source))
     images = data.prepare(config)
     names = (config["scale"]["name"], config["task"]["name"], config["backbone"]["name"])
-    file = f"{digest[:12]}_{config['recipe']['image_size']}.json"
+    size = config["recipe"]["image_size"]
+    file = f"{digest[:12]}_{size if isinstance(size, int) else 'x'.join(map(str, size))}.json"
     target = Path(config["paths"]["results"], "evaluations", *names, file)
     asked = {
         "config": {key: config[key] for key in record.IDENTITY},
@@ -118,7 +119,6 @@ def evaluate(config: Config) -> dict[str, Any] | None:
 
     if threads := config["hardware"]["threads"]:
         torch.set_num_threads(threads)
-    task = tasks.load(config["task"]["name"])
     started = time.monotonic()
     metrics = task.evaluate(task.build(tasks.Run(config, images, target.parent)))
     if not main_process:
@@ -148,10 +148,12 @@ def evaluated(target: Path, asked: dict[str, Any], config: Config) -> dict[str, 
 
 
 def summary(result: dict[str, Any]) -> str:
-    metrics, backbone = result["metrics"], result["config"]["backbone"]["name"]
+    config, found = result["config"], dict(result["metrics"])
+    images, task = found.pop("val_images"), config["task"]["name"]
+    shown = [f"{m.title} {found[name]:.2f} %" for name, m in METRICS[task].items() if name in found]
+    size = config["recipe"]["image_size"] if task == "imagenet" else "x".join(map(str, config["recipe"]["resize"]))
     return (
-        f"{backbone}, {result['weights']}: top-1 {metrics['top1_percent']:.2f} %, top-5 {metrics['top5_percent']:.2f} %, "
-        f"{metrics['val_images']} images of {result['config']['recipe']['image_size']} pixels, "
+        f"{config['backbone']['name']}, {result['weights']}: {', '.join(shown)}, {images} images of {size} pixels, "
         f"{result['seconds']:.0f} seconds"
     )
 
@@ -165,7 +167,7 @@ def check_origin(config: Config, file: Path) -> None:
     backbone = arm.split("+")[0]
     if backbone != config["backbone"]["name"]:
         raise UserError(f"weights={config['weights']} are of a run of another backbone: add backbone={backbone}")
-    if config["recipe"]["data"]["source"] != "imagenet" and int(trained[1]) != config["seed"]:
+    if config["recipe"]["data"]["source"] in ("digits", "scenes") and int(trained[1]) != config["seed"]:
         raise UserError(
             f"weights={config['weights']} are of seed {trained[1]}, and its images for training can be among those that "
             f"seed={config['seed']} evaluates on: add seed={trained[1]}"

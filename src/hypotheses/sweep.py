@@ -1,6 +1,6 @@
 """A hypothesis of experiments/: run what is missing, one child process per run, then write its report.
 
-    python -m hypotheses.sweep 1 [--scale demo] [--seeds 5] [--arms all] [--jobs N] [hardware=...] [paths.data=...]
+    python -m hypotheses.sweep 1 [--scale demo] [--task coco] [--seeds 5] [--arms all] [--jobs N] [hardware=...] [paths.data=...]
 
 Hydra composes each run; this file only starts and watches them. Finished runs are reused, a failed run does not stop the
 others, and an interrupted sweep goes on when the same command is typed again. The parent never imports torch.
@@ -17,10 +17,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from hypotheses import data, experiment, record, report
+from hypotheses import data, experiment, pretrained, record, report
 from hypotheses.config import Config
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Experiment
@@ -52,10 +53,22 @@ class Slot:
 
 
 def sweep(
-    hypothesis: Experiment, scale: str, seeds: int, arms: list[str], jobs: int | None, overrides: list[str]
+    hypothesis: Experiment,
+    scale: str,
+    seeds: int,
+    arms: list[str],
+    jobs: int | None,
+    overrides: list[str],
+    tasks: Iterable[str] | None = None,
 ) -> int:
-    """Run what is missing; the exit code: 0 if every run is recorded, 1 if some failed. Raises UserError."""
-    configs = [hypothesis.config(scale, arm, seed, overrides) for seed in range(seeds) for arm in arms]
+    """Run what is missing, of all tasks of the hypothesis unless some are named; the exit code: 0 if every run is recorded, 1 if
+    some failed. Raises UserError."""
+    configs = [
+        hypothesis.config(scale, task, arm, seed, overrides)
+        for seed in range(seeds)
+        for task in tasks or hypothesis.tasks
+        for arm in arms
+    ]
     check_space(configs[0])
     with only_one(Path(configs[0]["paths"]["outputs"]), "sweep"):
         return run_missing(hypothesis, scale, configs, jobs, overrides)
@@ -67,7 +80,11 @@ def run_missing(
     """What `sweep` does while it holds the lock."""
     images = {data.depends_on(config): config for config in configs}
     fingerprints = {key: data.prepare(config).fingerprint for key, config in images.items()}
-    found = [record.find(config, fingerprints[data.depends_on(config)]) for config in configs]
+    starts = [pretrained.find(config) for config in configs]
+    found = [
+        record.find(config, fingerprints[data.depends_on(config)], start.sha256 if start else None)
+        for config, start in zip(configs, starts, strict=True)
+    ]
     missing = [config for config, done in zip(configs, found, strict=True) if not done]
     code = record.code_fingerprint()
     other_code = [done for done in found if done and done["provenance"]["code"] != code]
@@ -109,9 +126,10 @@ def run_all(
                 seconds = time.monotonic() - child.started
                 address = record.address(child.config)
                 if child.process.returncode == 0 and record.path(child.config).exists():
-                    times.setdefault(child.config["backbone"]["name"], []).append(seconds)
-                    metrics = record.read(record.path(child.config))["metrics"]
-                    status.line(f"  {address}: {hypothesis.metric} {metrics[hypothesis.metric]:.2f}, {seconds:.0f} s")
+                    times.setdefault(cell(child.config), []).append(seconds)
+                    metric = hypothesis.tasks[child.config["task"]["name"]]
+                    value = record.read(record.path(child.config))["metrics"][metric]
+                    status.line(f"  {address}: {metric} {value:.2f}, {seconds:.0f} s")
                 else:
                     failed.append(address)
                     status.line(f"  {address}: FAILED, {why(child)}; its log: {child.log}")
@@ -135,7 +153,8 @@ def start(hypothesis: Experiment, config: Config, slot: Slot, overrides: list[st
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("heartbeat.json", "metrics.jsonl"):
         (folder / old).unlink(missing_ok=True)
-    arguments = hypothesis.overrides(config["scale"]["name"], config["backbone"]["name"], config["seed"])
+    scale, task, backbone = (config[group]["name"] for group in ("scale", "task", "backbone"))
+    arguments = hypothesis.overrides(scale, task, backbone, config["seed"])
     log = folder / "log.txt"
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -222,7 +241,7 @@ class Status:
         for child, beat in zip(running, beats, strict=True):
             share = f"{100 * beat['step'] / beat['steps']:.0f} %" if beat else "starting"
             shown = "".join(f" {k} {v}" for k, v in beat.get("shown", {}).items())
-            parts.append(f"{child.config['backbone']['name']} seed {child.config['seed']} {share}{shown}")
+            parts.append(f"{cell(child.config)} seed {child.config['seed']} {share}{shown}")
         if left := time_left(running, beats, waiting, times):
             parts.append(f"about {max(1, round(left / 60))} min left")
         text = " | ".join(parts)
@@ -234,6 +253,11 @@ class Status:
             print(f"  {text}", file=self.stream, flush=True)
 
 
+def cell(config: Config) -> str:
+    """The runs that take about as long as each other: those of a task and arm."""
+    return f"{config['task']['name']} {config['backbone']['name']}"
+
+
 def heartbeat(child: Child) -> dict:
     with contextlib.suppress(OSError, ValueError):
         return json.loads((child.log.parent / "heartbeat.json").read_text())
@@ -243,17 +267,17 @@ def heartbeat(child: Child) -> dict:
 def time_left(
     running: list[Child], beats: list[dict], waiting: list[Config], times: dict[str, list[float]]
 ) -> float | None:
-    """Seconds until the last run ends, from the runs of the same arm so far; None until every arm has been seen."""
-    left, known = 0.0, {arm: sum(seconds) / len(seconds) for arm, seconds in times.items()}
+    """Seconds until the last run ends, from the runs of the same cell so far; None until every cell has been seen."""
+    left, known = 0.0, {name: sum(seconds) / len(seconds) for name, seconds in times.items()}
     for child, beat in zip(running, beats, strict=True):
         if not beat or beat["seconds_left"] is None:
             return None
         left += beat["seconds_left"]
-        known.setdefault(child.config["backbone"]["name"], time.monotonic() - child.started + beat["seconds_left"])
+        known.setdefault(cell(child.config), time.monotonic() - child.started + beat["seconds_left"])
     for config in waiting:
-        if config["backbone"]["name"] not in known:
+        if cell(config) not in known:
             return None
-        left += known[config["backbone"]["name"]]
+        left += known[cell(config)]
     return left / max(1, len(running))
 
 
@@ -261,10 +285,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make sweep HYP=1",
         description="Run what is missing of a hypothesis, then judge it and write its report.",
-        usage="make sweep HYP=1 [SCALE=demo] [SEEDS=5] [ARMS=all] [JOBS=2] [ARGS='hardware=cpu paths.data=FOLDER']",
+        usage="make sweep HYP=1 [SCALE=demo] [TASK=coco] [SEEDS=5] [ARMS=all] [JOBS=2] [ARGS='hardware=cpu paths.data=FOLDER']",
     )
     parser.add_argument("hypothesis", help="number of a file in experiments/")
     parser.add_argument("--scale", default="demo", help="demo, pilot or paper")
+    parser.add_argument("--task", help="one task of the hypothesis; all by default")
     parser.add_argument("--seeds", type=int, help="a planned look: 5, 10 or 20; the first by default")
     parser.add_argument("--arms", default="registered", help="registered (default), or all: the extra arms too")
     parser.add_argument("--jobs", type=int, help="runs side by side; one per core or GPU by default")
@@ -285,6 +310,11 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"SEEDS={seeds} is not a planned look; the registered ones are {planned}")
     if asked.arms not in ("registered", "all"):
         raise UserError(f"ARMS={asked.arms}: say all for the extra arms too, or leave it out")
+    if asked.task is not None and asked.task not in hypothesis.tasks:
+        raise UserError(
+            f"TASK={asked.task}: hypothesis {hypothesis.hypothesis} is about {', '.join(hypothesis.tasks)}: choose one, or leave "
+            "it out"
+        )
     if asked.jobs is not None and asked.jobs < 1:
         raise UserError(f"JOBS={asked.jobs}: give a number from 1")
     for override in asked.overrides:
@@ -295,8 +325,9 @@ def main(arguments: list[str] | None = None) -> int:
             )
     arms = hypothesis.scales[asked.scale]
     names = arms.all() if asked.arms == "all" else arms.registered()
-    code = sweep(hypothesis, asked.scale, seeds, names, asked.jobs, asked.overrides)
-    paths = hypothesis.config(asked.scale, arms.control, 0, asked.overrides)["paths"]
+    tasks = [asked.task] if asked.task else list(hypothesis.tasks)
+    code = sweep(hypothesis, asked.scale, seeds, names, asked.jobs, asked.overrides, tasks)
+    paths = hypothesis.config(asked.scale, tasks[0], arms.control, 0, asked.overrides)["paths"]
     print(report.write(hypothesis, Path(paths["results"]), asked.scale))
     return code
 

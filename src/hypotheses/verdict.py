@@ -1,8 +1,8 @@
 """From paired metrics to a verdict: supported, refuted or inconclusive, by the registered rule, never anything else.
 
-d = metric(control) - metric(treatment), one value per seed: what is lost without the SSM, in units of the metric (points
-of a percentage). The interval is the two-sided t interval at confidence 1 - 2 alpha, so that each of its ends is a
-one-sided test at alpha.
+Hypothesis 1 claims that nothing is lost: d = metric(control) - metric(treatment), what is lost without the SSM. Hypothesis 2
+claims a gain: e = metric(treatment) - metric(control). One value per seed, in units of the metric (points of a percentage). The
+interval is the two-sided t interval at confidence 1 - 2 alpha, so that each of its ends is a one-sided test at alpha.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ Runs = Mapping[tuple[str, int], Record]  # by (backbone, seed)
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A contrast over n seeds: the values of d, their mean, deviation and interval."""
+    """A contrast over n seeds: the values of d (or, `turned`, of e), their mean, deviation and interval."""
 
     treatment: str
     control: str
@@ -39,6 +39,11 @@ class Difference:
     def n(self) -> int:
         return len(self.d)
 
+    def turned(self) -> "Difference":
+        """The same as treatment - control, and back."""
+        values = tuple(-value for value in self.d)
+        return dataclasses.replace(self, d=values, mean=-self.mean, low=-self.high, high=-self.low)
+
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
@@ -48,17 +53,31 @@ class Gate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bed:
+    """What the records of one task say. Differences are of the kind that the hypothesis is about: d, or e."""
+
+    task: str
+    metric: str
+    contrasts: tuple[Difference, ...]  # of each treatment
+    assay: Difference | None  # of the negative control
+    extra: tuple[Difference, ...]
+    gates: tuple[Gate, ...]
+    missing: tuple[tuple[str, int], ...]  # runs of this look that are not recorded, (backbone, seed)
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the gates that did not pass."""
+        return [gate.name for gate in self.gates if not gate.passed]
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """What the report says of one hypothesis at one scale."""
 
     outcome: str  # SUPPORTED, REFUTED or INCONCLUSIVE
     reason: str
     seeds: tuple[int, ...]  # of the look that was judged
-    contrasts: tuple[Difference, ...]  # control against each treatment
-    assay: Difference | None  # control against the negative control
-    extra: tuple[Difference, ...]
-    gates: tuple[Gate, ...]
-    missing: tuple[tuple[str, int], ...]  # runs of this look that are not recorded, (backbone, seed)
+    beds: tuple[Bed, ...]  # by task
 
 
 def compare(
@@ -120,6 +139,47 @@ def non_inferiority(contrasts: Sequence[Difference], margin: float, alpha: float
     )
 
 
+def superiority(
+    beds: Mapping[str, Sequence[Difference]], margins: Mapping[str, float], pairs: int, alpha: float
+) -> tuple[str, str, set[tuple[str, str]]]:
+    """The rule of hypothesis 2: outcome, reason, and the (task, treatment) that are better.
+
+    beds     e of each treatment, of the tasks whose gates are passed
+    margins  the smallest effect of interest of each task
+    pairs    of task and treatment that are registered; those that are not in `beds` count as not better
+
+    Supported if on any task any treatment is better than its control (one-sided t test at alpha, Holm over all registered pairs).
+    Refuted if all pairs are there and every upper bound of e lies below the smallest effect of interest: all must hold, so alpha
+    needs no correction. Else inconclusive.
+    """
+    from scipy import stats
+    from statsmodels.stats.multitest import multipletests
+
+    known = [(task, c) for task, contrasts in beds.items() for c in contrasts]
+    if not known:
+        return INCONCLUSIVE, "no task is complete with all gates passed", set()
+    p = [
+        np.asarray(stats.ttest_1samp(c.d, 0, alternative="greater"))[1] if c.sd > 0 else float(c.mean <= 0)
+        for _, c in known
+    ]
+    p += [1.0] * (pairs - len(known))
+    holds = multipletests(p, alpha, method="holm")[0]
+    better = {(task, c.treatment): c for (task, c), held in zip(known, holds, strict=False) if held}
+    if better:
+        said = ", ".join(
+            f"{treatment} on {task} ({'at least the' if c.low > margins[task] else 'perhaps less than the'} smallest "
+            f"effect of interest, {margins[task]:g})"
+            for (task, treatment), c in better.items()
+        )
+        return SUPPORTED, f"better than without it: {said}; Holm over {pairs} pairs of task and treatment", set(better)
+    if len(known) == pairs and all(c.high < margins[task] for task, c in known):
+        return REFUTED, "on every task any gain is smaller than the smallest effect of interest", set()
+    best, contrast = min(zip(p, known, strict=False), key=lambda pair: pair[0])[1]
+    need = seeds_needed(contrast, 0.0) if contrast.mean > 0 else None
+    advice = f"; about {need} seeds would decide {best} with power {POWER:g} (without Holm)" if need else ""
+    return INCONCLUSIVE, f"no gain is shown, nor that every gain is too small to matter{advice}", set()
+
+
 def seeds_needed(contrast: Difference, margin: float) -> int | None:
     """Seeds for power POWER if the mean and deviation seen so far are the true ones; None above a thousand."""
     from statsmodels.stats.power import TTestPower
@@ -133,44 +193,99 @@ def seeds_needed(contrast: Difference, margin: float) -> int | None:
     return None
 
 
-def judge(experiment: Experiment, scale: str, runs: Runs, unregistered: Sequence[str] = ()) -> Verdict:
+def judge(
+    experiment: Experiment,
+    scale: str,
+    runs: Mapping[str, Runs],
+    unregistered: Mapping[str, Sequence[str]] | None = None,
+) -> Verdict:
     """The verdict from the records of one scale, at the smallest planned look that covers every seed that was begun: a
     run that failed on the way to a later look keeps that look open, it does not fall back to the one before.
 
-    unregistered  what is recorded differently from how the experiment would run it, as texts
+    runs          the records of each task
+    unregistered  by task, what is recorded differently from how the experiment would run it, as texts
     """
-    arms, metric, alpha = experiment.scales[scale], experiment.metric, experiment.alpha
-
-    def missing(look: int) -> list[tuple[str, int]]:
-        return [(arm, seed) for seed in range(look) for arm in arms.registered() if (arm, seed) not in runs]
-
-    begun = 1 + max((seed for arm, seed in runs if arm in arms.registered()), default=0)
+    arms, alpha = experiment.scales[scale], experiment.alpha
+    begun = 1 + max((seed for of_task in runs.values() for arm, seed in of_task if arm in arms.registered()), default=0)
     look = min((n for n in experiment.looks if n >= begun), default=experiment.looks[-1])
-    seeds = tuple(range(look))
-    contrasts = [compare(runs, metric, arm, arms.control, seeds, alpha) for arm in arms.treatments]
-    assay = compare(runs, metric, arms.negative_control, arms.control, seeds, alpha)
-    extra = [compare(runs, metric, c.treatment, c.control, seeds, alpha) for c in arms.extra]
-    known = tuple(c for c in contrasts if c)
-    gates = [complete(look, missing(look), arms)]
-    outcome, reason = INCONCLUSIVE, gates[0].detail
-    if gates[0].passed:
-        assert assay and len(known) == len(contrasts)
-        outcome, reason = non_inferiority(known, arms.margin, alpha)
+    odd = unregistered or {}
+    beds = [
+        judge_bed(experiment, scale, task, runs.get(task, {}), look, odd.get(task, ())) for task in experiment.tasks
+    ]
+    if experiment.test == "superiority":
+        sound = {bed.task: bed.contrasts for bed in beds if not bed.failed}
+        pairs = len(experiment.tasks) * len(arms.treatments)
+        outcome, reason, better = superiority(sound, arms.margin, pairs, alpha)
+        beds = [
+            dataclasses.replace(
+                bed,
+                gates=(
+                    *bed.gates,
+                    matched_size(
+                        runs[bed.task],
+                        arms,
+                        [c for c in arms.treatments if (bed.task, c) in better],
+                        bed.extra,
+                        experiment,
+                    ),
+                ),
+            )
+            if bed.task in sound
+            else bed
+            for bed in beds
+        ]
+        sound_now = {task: c for task, c in sound.items() if not next(b for b in beds if b.task == task).failed}
+        if sound_now != sound:
+            without = f"; without it: {outcome}, {reason}"
+            outcome, reason, _ = superiority(sound_now, arms.margin, pairs, alpha)
+            reason += without
+        failed = [f"{bed.task}: {', '.join(bed.failed)}" for bed in beds if bed.failed]
+        if failed and outcome != SUPPORTED:
+            outcome, reason = INCONCLUSIVE, f"gate: {'; '.join(failed)}; {reason}"
+        elif failed:
+            reason += f"; not counted, for a gate: {'; '.join(failed)}"
+        return Verdict(outcome, reason, tuple(range(look)), tuple(beds))
+    bed = beds[0]
+    if bed.missing:
+        return Verdict(INCONCLUSIVE, bed.gates[0].detail, tuple(range(look)), (bed,))
+    outcome, reason = non_inferiority(bed.contrasts, arms.margin[bed.task], alpha)
+    winners = arms.treatments if outcome == REFUTED else []
+    size = matched_size(runs[bed.task], arms, winners, (), experiment)
+    bed = dataclasses.replace(bed, gates=(*bed.gates, size))
+    if bed.failed:
+        reason = f"gate: {', '.join(bed.failed)}; without it: {outcome}, {reason}"
+        outcome = INCONCLUSIVE
+    return Verdict(outcome, reason, tuple(range(look)), (bed,))
+
+
+def judge_bed(experiment: Experiment, scale: str, task: str, runs: Runs, look: int, unregistered: Sequence[str]) -> Bed:
+    """The differences and gates of one task; of an incomplete one what there is, and the gate that says so. The gate of matched
+    size needs an outcome and is not among them."""
+    arms, metric, seeds = experiment.scales[scale], experiment.tasks[task], range(look)
+    margin, chance = arms.margin[task], arms.chance[task]
+
+    def differ(treatment: str, control: str) -> Difference | None:
+        return compare(runs, metric, treatment, control, seeds, experiment.alpha)
+
+    missing = [(arm, seed) for seed in seeds for arm in arms.registered() if (arm, seed) not in runs]
+    contrasts = [c for arm in arms.treatments if (c := differ(arm, arms.control))]
+    assay = differ(arms.negative_control, arms.control)
+    extra = [c for pair in arms.extra if (c := differ(pair.treatment, pair.control))]
+    gates = [complete(look, missing, arms)]
+    if not missing:
+        assert assay
         gates += [
             registered(unregistered),
             same_recipe(runs, arms, seeds, experiment.pair_may_differ),
             same_provenance(runs, arms, seeds),
-            assay_sensitivity(assay, arms.margin, experiment.gates.assay_share),
-            ceiling_and_floor(runs, metric, arms, seeds, experiment),
-            trained(runs, metric, arms, seeds, experiment.gates),
-            matched_size(runs, arms, outcome, experiment),
+            assay_sensitivity(assay, margin, experiment.gates.assay_share),
+            ceiling_and_floor(runs, metric, arms, seeds, margin, chance, experiment.gates),
+            trained(runs, metric, arms, seeds, margin, experiment.gates),
         ]
-        if failed := [gate.name for gate in gates if not gate.passed]:
-            reason = f"gate: {', '.join(failed)}; without it: {outcome}, {reason}"
-            outcome = INCONCLUSIVE
-    return Verdict(
-        outcome, reason, seeds, known, assay, tuple(c for c in extra if c), tuple(gates), tuple(missing(look))
-    )
+    if experiment.test == "superiority":
+        contrasts, extra = [c.turned() for c in contrasts], [c.turned() for c in extra]
+        assay = assay and assay.turned()
+    return Bed(task, metric, tuple(contrasts), assay, tuple(extra), tuple(gates), tuple(missing))
 
 
 # ---- gates: what must hold before a difference means anything --------------------------------------------------------
@@ -248,19 +363,20 @@ def assay_sensitivity(assay: Difference, margin: float, share: float) -> Gate:
     return Gate("assay sensitivity", passed, detail)
 
 
-def ceiling_and_floor(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], experiment: Experiment) -> Gate:
+def ceiling_and_floor(
+    runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], margin: float, chance: float, gates: Gates
+) -> Gate:
     """There is room above the better arm and below the control, in percent of the metric."""
     means = {
         a: float(np.mean([runs[a, s]["metrics"][metric] for s in seeds])) for a in (arms.control, *arms.treatments)
     }
     top, low = max(means.values()), means[arms.control]
-    most = 100 - experiment.gates.ceiling_margins * arms.margin
-    least = experiment.gates.floor_chances * arms.chance
+    most, least = 100 - gates.ceiling_margins * margin, gates.floor_chances * chance
     detail = f"best arm {top:.1f}, at most {most:.1f} allowed; control {low:.1f}, at least {least:.1f} needed (means, n = {len(seeds)})"
     return Gate("ceiling and floor", top <= most and low >= least, detail)
 
 
-def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], gates: Gates) -> Gate:
+def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], margin: float, gates: Gates) -> Gate:
     """Training had levelled off: the tail of the schedule gained no arm more than the margin. It cannot tell whether a
     longer schedule would gain more."""
     gains = {}
@@ -275,7 +391,7 @@ def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], gates: Ga
             gain.append(runs[arm, seed]["metrics"][metric] - curve[last_before - 1])
         gains[arm] = float(np.mean(gain))
     worst = max(gains, key=lambda arm: gains[arm])
-    most = gates.trained_margins * arms.margin
+    most = gates.trained_margins * margin
     detail = (
         f"the last {100 * gates.trained_tail:g} % of the schedule, but one validation at least, gained {worst} most: "
         f"{gains[worst]:.1f} points (mean, n = {len(seeds)}), at most {most:g} allowed"
@@ -283,8 +399,14 @@ def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], gates: Ga
     return Gate("trained", gains[worst] <= most, detail)
 
 
-def matched_size(runs: Runs, arms: Arms, outcome: str, experiment: Experiment) -> Gate:
-    """Parameters and MACs agree, or the arm that wins is not the larger one."""
+def matched_size(
+    runs: Runs, arms: Arms, winners: Sequence[str], extra: Sequence[Difference], experiment: Experiment
+) -> Gate:
+    """Parameters and MACs agree, or no treatment wins that is larger, or it beats its sham too, which is as large.
+
+    winners  the treatments that are better than their control
+    extra    e of the extra arms, a treatment's sham against it among them
+    """
     control = runs[arms.control, 0]["cost"]
     details, passed = [], True
     for arm in arms.treatments:
@@ -294,11 +416,16 @@ def matched_size(runs: Runs, arms: Arms, outcome: str, experiment: Experiment) -
             abs(percent["params"]) <= experiment.gates.params_percent
             and abs(percent["macs"]) <= experiment.gates.macs_percent
         )
-        larger_wins = outcome == REFUTED and max(percent.values()) > 0
-        passed &= within or not larger_wins
         details.append(f"{arm} has {percent['params']:+.1f} % parameters, {percent['macs']:+.1f} % MACs")
+        if within or arm not in winners or max(percent.values()) <= 0:
+            continue
+        sham = next((c for c in extra if c.control == arm and c.treatment.endswith("_sham")), None)
+        if sham and sham.high < 0:
+            details[-1] += f", and its sham of the same size has {-sham.high:.2f} points less at least"
+        else:
+            passed = False
     tail = (
-        "the larger arm does not win, or the sizes agree"
+        "no larger arm wins by its size, or the sizes agree"
         if passed
         else "the larger arm wins, which its size alone may explain: compare it with its sham (ARMS=all)"
     )

@@ -23,11 +23,11 @@ import numpy as np
 from hypotheses.data import digits, once
 
 SIDE = 96  # pixels
-DIGITS = (3, 7)  # in a scene, both included
+DIGITS = (4, 8)
 SCALE = (2.25, 3.25)  # of the 8 x 8 digit: 18 to 26 pixels
 ROTATION = 25.0  # degrees, either way
-CONTRAST = (0.45, 0.9)  # opacity of a stroke on the photograph
-NOISE = 0.12  # deviation, in units of full scale
+CONTRAST = (0.6, 1.0)
+NOISE = 0.08
 STROKE, EDGE = 0.5, 0.15  # opacity from which on a pixel is the digit's, or neither the digit's nor the photograph's
 OVERLAP = 0.1  # of a digit's square, at most, with another's
 CLASSES = tuple(str(label) for label in range(10))

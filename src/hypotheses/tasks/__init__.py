@@ -2,6 +2,7 @@
 
     build(run) -> job             the network, data and trainer of a run; reads the config, changes nothing. In mode=eval
                                   the network has the given weights, and there is nothing to train on
+    fit(config) -> sha256         of the weights of an evaluation, checked to fit its network
     train(job)                    to the end of its schedule
     evaluate(job) -> metrics      {name_with_unit: value} as in metrics.py, percent where it is a share
     curve(job) -> rows            of the training: loss, and the metrics where there was a validation

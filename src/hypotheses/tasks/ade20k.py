@@ -16,7 +16,7 @@ from hypotheses.data.scenes import SEGMENTS
 from hypotheses.tasks import Run, dense, openmmlab
 from hypotheses.tasks.dense import Job, curve, pictures, train
 
-__all__ = ["build", "curve", "evaluate", "model", "network", "pictures", "train"]
+__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "train"]
 
 
 def build(run: Run) -> Job:
@@ -49,6 +49,11 @@ def model(run_config: Config, **arguments: Any) -> Any:
 def network(run_config: Config) -> Any:
     """The network of a run, without initial values."""
     return openmmlab.build("mmseg", model(run_config))
+
+
+def fit(run_config: Config) -> str:
+    """The sha256 of the config's weights. Raises UserError where they do not fit its network."""
+    return dense.fit(run_config, network(run_config))
 
 
 def config(run: Run) -> Any:

@@ -15,7 +15,7 @@ from hypotheses.errors import UserError
 from hypotheses.tasks import Run, dense, openmmlab
 from hypotheses.tasks.dense import Job, curve, evaluate, pictures, train
 
-__all__ = ["build", "curve", "evaluate", "model", "network", "pictures", "train"]
+__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "train"]
 
 SHOWN = 0.5  # score from which on a detection is drawn
 
@@ -46,6 +46,11 @@ def model(run_config: Config, **arguments: Any) -> Any:
 def network(run_config: Config) -> Any:
     """The network of a run, without initial values."""
     return openmmlab.build("mmdet", model(run_config))
+
+
+def fit(run_config: Config) -> str:
+    """The sha256 of the config's weights. Raises UserError where they do not fit its network."""
+    return dense.fit(run_config, network(run_config))
 
 
 def config(run: Run) -> Any:

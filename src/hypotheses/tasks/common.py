@@ -5,12 +5,15 @@ import dataclasses
 import math
 import os
 import random
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from hypotheses.config import Config
 from hypotheses.errors import UserError
 
 Key = tuple[int, int]  # (epoch, index of an image)
@@ -89,3 +92,12 @@ def rank() -> int:
 def check_finite(loss: float, when: str) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} {when}")
+
+
+def evaluation_bar(config: Config, batches: int) -> Any:
+    """A bar of the batches of an evaluation, shown by the main process."""
+    from tqdm import tqdm
+
+    interval = 0.5 if sys.stderr.isatty() else 30.0
+    name = f"{config['task']['name']} {config['backbone']['name']}"
+    return tqdm(total=batches, desc=name, unit="batch", mininterval=interval, dynamic_ncols=True, disable=rank() != 0)

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from hypotheses import metrics
 from hypotheses.backbones import weights
+from hypotheses.config import Config
 from hypotheses.errors import UserError
 from hypotheses.progress import Progress
 from hypotheses.record import write_aside
 from hypotheses.tasks import Run
-from hypotheses.tasks.common import EpochSampler, check_finite, divide, keyed_random, rank, world_size
+from hypotheses.tasks.common import EpochSampler, check_finite, divide, evaluation_bar, keyed_random, rank, world_size
 from hypotheses.tasks.openmmlab import quiet
 
 PICTURES = 4  # images of the validation split that are drawn
@@ -129,8 +130,7 @@ def build(run: Run, setup: Setup) -> Job:
     report = Report(run, setup, runner.train_loop.max_iters if training else 0)
     runner.register_hook(report.hook(), priority="LOW")
     if not training:
-        whole = unwrapped(runner.model)
-        whole.load_state_dict(fit(weights.read(weights.locate(config["weights"])), whole, config["weights"]))
+        fit(config, unwrapped(runner.model))
     return Job(runner, report, setup, run)
 
 
@@ -301,6 +301,7 @@ class Report:
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
         self.progress: Progress | None = None
+        self.bar: Any = None  # of an evaluation
 
     def hook(self) -> Any:
         from mmengine.hooks import Hook
@@ -319,7 +320,19 @@ class Report:
             ) -> None:
                 report.after_step(outputs["loss"])
 
+            def before_val_epoch(self, runner: Any) -> None:
+                if report.progress is None:  # nothing is trained: mode=eval
+                    report.bar = evaluation_bar(report.run.config, len(runner.val_dataloader))
+
+            def after_val_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+                if report.bar:
+                    report.bar.update()
+                elif report.progress and report.progress.due():
+                    report.progress.beat()
+
             def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
+                if report.bar:
+                    report.bar.close()
                 report.after_validation(metrics, runner)
 
         return ReportHook()
@@ -384,9 +397,11 @@ def without_sync(model: Any) -> None:
         without_sync(value)
 
 
-def fit(state: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Tensor]:
-    """The weights of a run of this task, checked to be those of `model`. Raises UserError with what does not fit."""
-    wanted = model.state_dict()
+def fit(config: Config, model: nn.Module) -> str:
+    """Put the config's weights, those of a run of this task, into a model; their sha256. Raises UserError with what does not fit."""
+    source = config["weights"]
+    file = weights.locate(source)
+    state, wanted = weights.read(file), model.state_dict()
     problems = [f"missing {name}" for name in wanted if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in wanted]
     problems += [
@@ -400,4 +415,5 @@ def fit(state: dict[str, Tensor], model: nn.Module, source: str) -> dict[str, Te
             f"weights={source} are not those of a run of this task, backbone and scale "
             f"(outputs/<scale>/<task>/<backbone>/seed_<k>/weights.pt): {'; '.join(problems[:5])}{more}"
         )
-    return state
+    model.load_state_dict(state)
+    return weights.sha256(file)

@@ -34,7 +34,16 @@ from hypotheses.errors import UserError
 from hypotheses.progress import Progress
 from hypotheses.record import write_aside
 from hypotheses.tasks import Run
-from hypotheses.tasks.common import EpochSampler, Key, check_finite, divide, keyed_random, rank, world_size
+from hypotheses.tasks.common import (
+    EpochSampler,
+    Key,
+    check_finite,
+    divide,
+    evaluation_bar,
+    keyed_random,
+    rank,
+    world_size,
+)
 
 
 @dataclasses.dataclass
@@ -127,6 +136,12 @@ def evaluate(job: Job) -> dict[str, float]:
 def curve(job: Job) -> list[dict[str, float]]:
     """Mean training loss of each epoch, with the validation metrics of the epochs that had one."""
     return job.report.curve
+
+
+def fit(config: Config) -> str:
+    """The sha256 of the config's weights. Raises UserError where they do not fit its network."""
+    model = backbones.build_classifier(config["backbone"], config["recipe"]["num_classes"], config["seed"])
+    return weights.load(model, config["weights"])
 
 
 def pictures(job: Job) -> None:
@@ -266,16 +281,10 @@ class EvaluationBar(L.Callback):
     """A bar of the batches of an evaluation, on the main process."""
 
     def __init__(self, run: Run):
-        self.name = f"{run.config['task']['name']} {run.config['backbone']['name']}"
+        self.config = run.config
 
     def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
-        from tqdm import tqdm
-
-        interval = 0.5 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(
-            total=trainer.num_val_batches[0], desc=self.name, unit="batch", mininterval=interval, dynamic_ncols=True,
-            disable=not trainer.is_global_zero,
-        )  # fmt: skip
+        self.bar = evaluation_bar(self.config, int(trainer.num_val_batches[0]))
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: Any, *_: Any, **__: Any) -> None:
         self.bar.update()

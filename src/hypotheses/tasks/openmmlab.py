@@ -92,11 +92,12 @@ def upernet(
     """UPerNet on our backbone (paper, section 4.4), from the config for Swin, as the authors have said that theirs is
     (yuweihao/MambaOut, issue 251). `changes` and `arguments` as in `mask_rcnn`."""
     model: Any = base("mmseg", "models/upernet_swin.py").model
-    dims = dense_dims(backbone)
     model.backbone = {"type": "Backbone", "config": dict(backbone), **arguments}
-    model.decode_head.in_channels, model.auxiliary_head.in_channels = dims, dims[2]
     model.decode_head.num_classes = model.auxiliary_head.num_classes = num_classes
-    return changed(model, changes or {})
+    model = changed(model, changes or {})
+    dims = dense_dims(backbone)
+    model.decode_head.in_channels, model.auxiliary_head.in_channels = dims, dims[model.auxiliary_head.in_index]
+    return model
 
 
 def changed(model: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:

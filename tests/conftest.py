@@ -65,8 +65,9 @@ def hypothesis() -> experiment.Experiment:
 
 
 @pytest.fixture
-def make_records(hypothesis):
-    """Hand-made records of the demo: {backbone: [metric of seed 0, 1, ...]} -> {(backbone, seed): record}."""
+def make_records():
+    """Hand-made records of the demo: {backbone: [metric of seed 0, 1, ...]} -> {(backbone, seed): record}, of classification
+    unless another task is named."""
     template = {
         "curve": [{"epoch": e + 1, "train_loss": 1.0 / (e + 1)} for e in range(8)],
         "seconds": 10.0,
@@ -85,21 +86,26 @@ def make_records(hypothesis):
         },
     }
 
-    def make(values: dict[str, list[float]]) -> dict:
+    names = {"imagenet": "top1_percent", "coco": "box_ap_percent", "ade20k": "miou_percent"}
+
+    def make(values: dict[str, list[float]], task: str = "imagenet") -> dict:
         records = {}
         for backbone, metrics in values.items():
-            config = compose([f"backbone={backbone}"])
+            config = compose([f"task={task}", f"backbone={backbone}"])
             for seed, metric in enumerate(metrics):
                 r = copy.deepcopy(template)
                 r["config"] = {k: copy.deepcopy(config[k]) for k in ("task", "backbone", "scale", "recipe")} | {
                     "seed": seed
                 }
-                r["address"] = f"demo/imagenet/{backbone}/seed_{seed}"
+                r["address"] = f"demo/{task}/{backbone}/seed_{seed}"
                 r["identity"] = r["data_fingerprint"] = f"data {seed}"
-                r["metrics"] = {"top1_percent": metric, "val_images": 1000}
-                r["cost"] = {"params": 120 if "ssm" in backbone else 100, "macs": 170 if "ssm" in backbone else 100}
+                r["metrics"] = {names[task]: metric, "val_images": 1000}
+                if task == "coco":
+                    r["metrics"]["mask_ap_percent"] = metric - 10
+                larger = "ssm" in backbone or "sham" in backbone
+                r["cost"] = {"params": 120 if larger else 100, "macs": 170 if larger else 100}
                 for row in r["curve"]:
-                    row["top1_percent"] = metric - 0.5
+                    row[names[task]] = metric - 0.5
                 records[backbone, seed] = r
         return records
 

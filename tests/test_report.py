@@ -1,13 +1,15 @@
 """The report is a pure function of records and hypothesis, and needs nothing but itself to be read."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from PIL import Image
 
-from hypotheses import record, report
+from hypotheses import experiment, record, report
 from hypotheses.errors import UserError
 
 VALUES = {
@@ -110,3 +112,27 @@ def test_records_of_an_unregistered_recipe_do_not_decide(results, hypothesis):
     shown = report.write(hypothesis, results)
     assert "INCONCLUSIVE" in shown and "gate: registered configuration" in shown
     assert "recipe.epochs was 2, registered is 5" in shown
+
+
+def test_a_hypothesis_of_two_tasks_has_a_part_for_each_with_pictures(tmp_path, make_records):
+    hypothesis = experiment.load("2")
+    gated, ssm, none = (f"mambaout_atto{suffix}" for suffix in ("", "_ssm", "_identity"))
+    values = {gated: [50.0, 51, 52, 50, 51], ssm: [51.0, 51.5, 52.5, 51, 51], none: [40.0, 41, 42, 40, 41]}
+    for task in hypothesis.tasks:
+        for r in make_records(values, task).values():
+            record.write(tmp_path / "records" / (r["address"] + ".json"), r)
+    jpeg = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
+    for arm in (gated, ssm):
+        (tmp_path / f"records/demo/coco/{arm}/seed_0.jpg").write_bytes(jpeg.getvalue())
+    shown = report.write(hypothesis, tmp_path)
+    assert "\ncoco:\n" in shown and "\nade20k:\n" in shown
+    assert re.search(
+        r"On coco the SSM changes box AP by \+0\.60 points \(96 % interval .*n = 5 seeds, smallest effect", shown
+    )
+    assert all((tmp_path / f"hypothesis_2_demo_{task}.svg").exists() for task in hypothesis.tasks)
+    page, text = ((tmp_path / f"hypothesis_2.{suffix}").read_text() for suffix in ("html", "md"))
+    assert page.count("<svg") == 2 and page.count("data:image/jpeg;base64,") == 2
+    assert "arm - control" in page and "mask_ap_percent, mean" in page and "<td>none</td>" in page  # pretrained
+    assert f"[{gated}](records/demo/coco/{gated}/seed_0.jpg)" in text
+    assert len(pd.read_csv(tmp_path / "hypothesis_2.csv")) == 30

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hypotheses import verdict
+from hypotheses import experiment, verdict
 from hypotheses.verdict import INCONCLUSIVE, REFUTED, SUPPORTED
 
 CONTROL = [90.1, 91.0, 89.6, 90.4, 90.9]
@@ -204,3 +204,112 @@ def test_a_run_with_another_recipe_at_the_registered_address_is_seen(hypothesis,
     )
     v = verdict.judge(hypothesis, "demo", {"imagenet": records}, {"imagenet": ["recipe.epochs was 2, registered is 5"]})
     assert v.outcome == INCONCLUSIVE and failed(v) == ["registered configuration"]
+
+
+# ---- hypothesis 2 ----------------------------------------------------------------------------------------------------
+
+BASE = {"coco": [52.0, 51.0, 53.0, 52.5, 51.5], "ade20k": [48.0, 49.0, 47.0, 48.5, 47.5]}
+NOISE = (0.1, -0.2, 0.0, 0.2, -0.1)
+
+
+@pytest.fixture
+def judge_2(make_records):
+    """Both tasks of hypothesis 2 with the given gains of the SSM over the control, and of the sham if there is one."""
+    hypothesis = experiment.load("2")
+
+    def run(gains, sham=None, noise=NOISE, edit=lambda runs: None):
+        runs = {}
+        for task, gain in gains.items():
+            arms = {
+                "mambaout_atto": BASE[task],
+                "mambaout_atto_ssm": [c + gain + n for c, n in zip(BASE[task], noise, strict=True)],
+                "mambaout_atto_identity": [c - 15 for c in BASE[task]],
+            }
+            if sham is not None:
+                arms["mambaout_atto_sham"] = [c + sham - n for c, n in zip(BASE[task], noise, strict=True)]
+            runs[task] = make_records(arms, task)
+        edit(runs)
+        return verdict.judge(hypothesis, "demo", runs)
+
+    return run
+
+
+def same_size(runs):
+    for of_task in runs.values():
+        for r in of_task.values():
+            r["cost"] = {"params": 100, "macs": 100}
+
+
+def test_a_gain_on_one_task_supports(judge_2):
+    v = judge_2({"coco": 2.5, "ade20k": 0.0}, edit=same_size)
+    assert (
+        v.outcome == SUPPORTED
+        and "mambaout_atto_ssm on coco (at least the smallest effect of interest, 1)" in v.reason
+    )
+    (e,) = v.beds[0].contrasts
+    assert e.mean == pytest.approx(2.5) and e.low < 2.5 < e.high and v.beds[0].assay.mean == pytest.approx(-15)
+    small = judge_2({"coco": 0.5, "ade20k": 0.0}, edit=same_size)
+    assert small.outcome == SUPPORTED and "perhaps less than the smallest effect of interest" in small.reason
+
+
+def test_gains_that_are_too_small_to_matter_refute_and_only_on_every_task(judge_2):
+    assert judge_2({"coco": -0.5, "ade20k": 0.0}).outcome == REFUTED
+    wide = judge_2({"coco": -0.5, "ade20k": 1.5}, noise=(3.0, -3.0, 2.0, -2.0, 0.0))
+    assert wide.outcome == INCONCLUSIVE and "seeds would decide" in wide.reason
+    alone = judge_2({"ade20k": 0.0})
+    assert alone.outcome == INCONCLUSIVE and "coco: complete" in alone.reason and len(alone.beds[0].missing) == 15
+
+
+def test_one_task_that_was_run_can_support(judge_2):
+    v = judge_2({"ade20k": 4.0}, edit=same_size)
+    assert v.outcome == SUPPORTED and "not counted, for a gate: coco: complete" in v.reason
+
+
+def test_a_larger_arm_must_beat_its_sham(judge_2):
+    v = judge_2({"coco": 2.5, "ade20k": 0.0})
+    assert v.outcome == INCONCLUSIVE and v.beds[0].failed == ["matched size"] and "without it: supported" in v.reason
+    beaten = judge_2({"coco": 2.5, "ade20k": 0.0}, sham=0.5)
+    assert beaten.outcome == SUPPORTED and "its sham of the same size has" in beaten.beds[0].gates[-1].detail
+    assert judge_2({"coco": 2.5, "ade20k": 0.0}, sham=2.5).outcome == INCONCLUSIVE
+
+
+def test_a_gate_of_one_task_leaves_the_other_to_decide(judge_2):
+    def blind(runs):
+        same_size(runs)
+        for seed in range(5):
+            runs["coco"]["mambaout_atto_identity", seed]["metrics"]["box_ap_percent"] = 53.0
+
+    v = judge_2({"coco": 2.5, "ade20k": 0.0}, edit=blind)
+    assert v.outcome == INCONCLUSIVE and v.beds[0].failed == ["assay sensitivity"] and not v.beds[1].failed
+    assert judge_2({"coco": 0.0, "ade20k": 4.0}, edit=blind).outcome == SUPPORTED
+
+
+def test_holm_counts_every_registered_pair(hypothesis):
+    """A gain whose p lies between alpha / 2 and alpha is enough for one pair, and not for the better of two."""
+    values = np.array([-0.5, 0.0, 0.5, 1.0, 1.5])
+    shift = next(
+        s
+        for s in np.linspace(0, 2, 2001)
+        if 0.01 < stats.ttest_1samp(values + s, 0, alternative="greater").pvalue < 0.0199
+    )
+    d = values + shift
+    e = verdict.Difference("ssm", "control", tuple(range(5)), tuple(d), d.mean(), d.std(ddof=1), 0.0, 5.0, 0.02)
+    assert verdict.superiority({"coco": [e]}, {"coco": 1.0}, 1, 0.02)[0] == SUPPORTED
+    assert verdict.superiority({"coco": [e]}, {"coco": 1.0}, 2, 0.02)[0] == INCONCLUSIVE
+
+
+def test_the_rule_rarely_supports_a_gain_that_is_not_there():
+    """With no gain on either task, the planned looks together say supported in 5 % at most."""
+    rng, wrong, simulations = np.random.default_rng(0), 0, 400
+    looks, alpha = experiment.load("2").looks, experiment.load("2").alpha
+    for _ in range(simulations):
+        e = {task: rng.normal(0.0, 1.0, 20) for task in BASE}
+        for look in looks:
+            contrasts = {
+                task: [verdict.Difference("b", "a", tuple(range(look)), tuple(d[:look]), 0.0, 1.0, -1.0, 1.0, alpha)]
+                for task, d in e.items()
+            }
+            if verdict.superiority(contrasts, dict.fromkeys(BASE, 0.1), 2, alpha)[0] == SUPPORTED:
+                wrong += 1
+                break
+    assert 0.015 <= wrong / simulations <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / simulations)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hypotheses import experiment, record, verdict
-from hypotheses.config import compose
+from hypotheses.config import Config, compose
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Arms, Experiment
 from hypotheses.metrics import METRICS
@@ -68,14 +68,16 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
         runs[task], pictures[task], unregistered[task] = {}, {}, []
         for arm in arms.all():
             folder = results / "records" / scale / task / arm
+            asked: Config = {}
             for file in sorted(folder.glob("seed_*.json")):
                 found = record.read(file)
                 if not found["config"]["scale"]["verdict"]:
                     continue
                 seed = found["config"]["seed"]
                 runs[task][arm, seed] = found
-                asked = hypothesis.config(scale, task, arm, seed, [])
-                for key, was, now in record.differences(found["config"], {k: asked[k] for k in record.IDENTITY}):
+                asked = asked or hypothesis.config(scale, task, arm, seed, [])
+                registered = {k: asked[k] for k in record.IDENTITY} | {"seed": seed}
+                for key, was, now in record.differences(found["config"], registered):
                     unregistered[task].append(f"{found['address']}: {key} was {was}, registered is {now}")
             if (folder / "seed_0.jpg").exists():
                 pictures[task][arm] = folder / "seed_0.jpg"

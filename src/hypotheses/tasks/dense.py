@@ -30,7 +30,7 @@ from hypotheses.tasks.common import EpochSampler, check_finite, divide, evaluati
 from hypotheses.tasks.openmmlab import quiet
 
 PICTURES = 4  # images of the validation split that are drawn
-WIDTH = 288  # pixels of one drawing, at least
+WIDTH = 192  # pixels of one drawing, at least
 
 
 @dataclasses.dataclass

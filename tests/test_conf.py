@@ -76,13 +76,13 @@ def test_help_explains_the_groups_without_importing_torch(command):
     assert done.stdout.strip().endswith("set()"), done.stdout + done.stderr
     for word in ("task", "backbone", "scale", "hardware", "mambaout_small_ssm", "Examples:"):
         assert word in done.stdout
-    assert done.stdout.count("python -m hypotheses.run task=") == 3
+    assert done.stdout.count("python -m hypotheses.run task=") == 4
 
 
 def test_the_examples_of_help_compose(command):
     shown = command("hypotheses.run", "--help").stdout
     examples = re.findall(r"^  python -m hypotheses\.run (.*)$", shown, re.M)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         compose(example.split())
 

@@ -106,8 +106,8 @@ def test_from_the_command_line_with_a_bar(paths, command):
     [
         (["backbone=mambaout_smal"], "no backbone 'mambaout_smal'; did you mean mambaout_small?"),
         (["scale=huge"], "no scale 'huge'. Choose from: demo, paper, pilot, smoke"),
-        (["task=coco"], "task=coco is not built yet; built: imagenet"),
-        (["task=ade20k"], "task=ade20k is not built yet"),
+        (["task=coco", "scale=paper", "pretrained=none", "paths.coco=/nowhere"], "no /nowhere/train2017: expected in"),
+        (["task=ade20k", "scale=pilot"], "task=ade20k has no scale=pilot: choose one of demo, paper, smoke"),
         (["bakbone=vit_tiny"], "no key 'bakbone'; did you mean backbone?"),
         (["recipe.epoch=3"], "no key 'recipe.epoch'; did you mean epochs?"),
         (["recipe.batch_size=0"], "recipe.batch_size=0: give a number from 1"),

@@ -7,8 +7,10 @@ Data flows one way:
 config.py     composes the Hydra groups of conf/ into the plain values of one run
 sweep.py      a hypothesis of experiments/: starts the runs that are missing, then writes its report
 run.py        the runner: one config in, one record out; with mode=eval, given weights in, one evaluation out
-data/         the demo's embedded data, and the class folders of ImageNet
+data/         the demo's embedded data, and the layouts of ImageNet, COCO and ADE20K
 tasks/        what is trained and measured: build(run) -> job, train(job), evaluate(job) -> metrics
+pretrained.py the weights that a backbone starts from in detection and segmentation
+metrics.py    every metric: name, unit, and the step that it is measured in
 backbones/    the networks: MambaOut with the switch between its arms, ViT with its causal switch; the selective scan and
               the kernels that make them fast on a CPU; published weights for them
 cost.py       what a network costs: parameters, MACs with the scan, memory for training, tokens; prints them as a table

@@ -243,8 +243,7 @@ def same_size(runs):
 def test_a_gain_on_one_task_supports(judge_2):
     v = judge_2({"coco": 2.5, "ade20k": 0.0}, edit=same_size)
     assert (
-        v.outcome == SUPPORTED
-        and "mambaout_atto_ssm on coco (at least the smallest effect of interest, 1)" in v.reason
+        v.outcome == SUPPORTED and "mambaout_atto_ssm on coco (at least the smallest effect of interest, 1)" in v.reason
     )
     (e,) = v.beds[0].contrasts
     assert e.mean == pytest.approx(2.5) and e.low < 2.5 < e.high and v.beds[0].assay.mean == pytest.approx(-15)

@@ -271,6 +271,11 @@ def explain(error: Exception) -> Exception:
         return UserError(f"no {group} '{option}'{nearest(option, options)}")
     if no_key := re.search(r"Could not override '([\w.]+)'", text):
         *group, key = no_key[1].split(".")
+        if group[:2] == ["recipe", "model"]:
+            return UserError(
+                f"recipe.model does not change '{no_key[1].removeprefix('recipe.model.')}' yet: write +{no_key[1]}=... for a change "
+                "of the library's base config"
+            )
         files = [f for f in CONF.joinpath(*group[:1]).glob("*.yaml") if group]
         known = {key for f in files for key in re.findall(r"(\w+):", re.sub(r"#.*", "", f.read_text()))}
         known = known - {"defaults"} or (PATHS if group[:1] == ["paths"] else KEYS)

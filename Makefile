@@ -58,12 +58,14 @@ bench: .venv/bench  ## Measure the scan, the networks and the trainer against th
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $$(sed -n 's/ *# bench$$//p' requirements.lock)
 	@touch $@
 
-reference: .venv/ready  ## Copy the demo's records and report to results/reference, to be committed
-	@for hypothesis in 1 2; do $(PY) -m hypotheses.report $$hypothesis --scale demo > /dev/null || exit; done
-	rm -rf results/reference && mkdir -p results/reference/records
-	cp -r results/records/demo results/reference/records/
+TASKS_1 := imagenet
+TASKS_2 := coco ade20k
+reference: need-hyp .venv/ready  ## HYP=1 or 2: copy the demo's records and report to results/reference, to be committed
+	@$(PY) -m hypotheses.report $(HYP) --scale demo > /dev/null
+	@mkdir -p results/reference/records/demo
+	for task in $(TASKS_$(HYP)); do rm -rf results/reference/records/demo/$$task && cp -r results/records/demo/$$task results/reference/records/demo/; done
 	find results/reference/records -name '*.jpg' ! -name 'seed_0.jpg' -delete
-	for hypothesis in 1 2; do $(PY) -m hypotheses.report $$hypothesis --scale demo paths.results=results/reference || exit; done
+	$(PY) -m hypotheses.report $(HYP) --scale demo paths.results=results/reference
 
 clean:  ## Remove what the demo has made: its digits, logs, records and reports
 	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/hypothesis_*

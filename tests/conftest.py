@@ -1,6 +1,7 @@
 """Shared by the tests: folders of their own, the command line as a user types it, and hand-made records."""
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -64,6 +65,11 @@ def hypothesis() -> experiment.Experiment:
     return experiment.load("1")
 
 
+@functools.cache
+def composed(task: str, backbone: str) -> dict:
+    return compose([f"task={task}", f"backbone={backbone}"])
+
+
 @pytest.fixture
 def make_records():
     """Hand-made records of the demo: {backbone: [metric of seed 0, 1, ...]} -> {(backbone, seed): record}, of classification
@@ -91,7 +97,7 @@ def make_records():
     def make(values: dict[str, list[float]], task: str = "imagenet") -> dict:
         records = {}
         for backbone, metrics in values.items():
-            config = compose([f"task={task}", f"backbone={backbone}"])
+            config = composed(task, backbone)
             for seed, metric in enumerate(metrics):
                 r = copy.deepcopy(template)
                 r["config"] = {k: copy.deepcopy(config[k]) for k in ("task", "backbone", "scale", "recipe")} | {

@@ -272,6 +272,28 @@ def test_a_larger_arm_must_beat_its_sham(judge_2):
     assert judge_2({"coco": 2.5, "ade20k": 0.0}, sham=2.5).outcome == INCONCLUSIVE
 
 
+@pytest.mark.parametrize("odd", ["missing", "code", "recipe"])
+def test_a_sham_that_is_not_whole_or_not_fair_does_not_help(judge_2, odd):
+    def edit(runs):
+        if odd == "missing":
+            del runs["coco"]["mambaout_atto_sham", 2]
+        elif odd == "code":
+            runs["coco"]["mambaout_atto_sham", 2]["provenance"]["code"] = "other"
+        else:
+            runs["coco"]["mambaout_atto_sham", 2]["config"]["recipe"]["epochs"] = 9
+
+    v = judge_2({"coco": 2.5, "ade20k": 0.0}, sham=0.5, edit=edit)
+    assert v.outcome == INCONCLUSIVE and v.beds[0].failed == ["matched size"]
+
+
+def test_seeds_that_agree_to_the_rounding_of_the_metric_show_no_gain(judge_2):
+    """mmdet rounds AP to 0.1 point: a tenth of a point in every seed is one step, not a certainty."""
+    v = judge_2({"coco": 0.1, "ade20k": 0.0}, noise=(0.0,) * 5, edit=same_size)
+    (e,) = v.beds[0].contrasts
+    assert e.sd == pytest.approx(0.1 / np.sqrt(6)) and e.low < 0.1 < e.high
+    assert v.outcome != SUPPORTED or e.low > 0
+
+
 def test_a_gate_of_one_task_leaves_the_other_to_decide(judge_2):
     def blind(runs):
         same_size(runs)
@@ -305,7 +327,19 @@ def test_the_rule_rarely_supports_a_gain_that_is_not_there():
         e = {task: rng.normal(0.0, 1.0, 20) for task in BASE}
         for look in looks:
             contrasts = {
-                task: [verdict.Difference("b", "a", tuple(range(look)), tuple(d[:look]), 0.0, 1.0, -1.0, 1.0, alpha)]
+                task: [
+                    verdict.Difference(
+                        "b",
+                        "a",
+                        tuple(range(look)),
+                        tuple(d[:look]),
+                        d[:look].mean(),
+                        d[:look].std(ddof=1),
+                        -1.0,
+                        1.0,
+                        alpha,
+                    )
+                ]
                 for task, d in e.items()
             }
             if verdict.superiority(contrasts, dict.fromkeys(BASE, 0.1), 2, alpha)[0] == SUPPORTED:

@@ -237,6 +237,22 @@ def resolve(cfg: Any) -> Config:
         raise UserError(
             "hardware.accelerator=cpu has no -1 for all devices: say how many processes, hardware.devices=2"
         )
+    if task != "imagenet" and not 0 <= recipe["flip"] <= 1:
+        raise UserError(f"recipe.flip={recipe['flip']}: give a share from 0 to 1")
+    if task == "coco" and not all(0 < m < recipe["epochs"] for m in schedule["milestones"]):
+        raise UserError(
+            f"recipe.schedule.milestones={schedule['milestones']}: give epochs below epochs={recipe['epochs']}"
+        )
+    if task == "ade20k":
+        if len(recipe["ratios"]) != 2 or not 0 < recipe["ratios"][0] <= recipe["ratios"][1]:
+            raise UserError(f"recipe.ratios={recipe['ratios']}: give the least and the largest share of recipe.resize")
+        sizes = recipe["multi_scale"]
+        if sizes is not None and (set(sizes) != {"scales", "flip"} or not sizes["scales"]):
+            raise UserError(f"recipe.multi_scale={sizes}: give scales=[0.5, 1.0, ...] and flip=true or false, or null")
+    if recipe["data"].get("source") == "scenes":
+        for split in ("train_images", "val_images"):
+            if not isinstance(recipe["data"].get(split), int) or recipe["data"][split] < 1:
+                raise UserError(f"recipe.data.{split}={recipe['data'].get(split)}: say how many scenes, from 1")
     if recipe["data"].get("source") not in SOURCES[task]:
         raise UserError(
             f"recipe.data.source={recipe['data'].get('source')}: choose one of {', '.join(SOURCES[task])} for task={task}"

@@ -45,4 +45,6 @@ MARGIN_STEPS = 5  # a margin is at least this many steps of its metric
 
 def ours(task: str, found: Mapping[str, float]) -> dict[str, float]:
     """A library's metrics under our names and in our units. mmdet leaves AP out where nothing was detected: it is 0."""
-    return {name: round(m.factor * float(found.get(m.theirs, 0.0)), 3) for name, m in METRICS[task].items() if m.theirs}
+    if task == "coco":
+        found = dict.fromkeys((m.theirs for m in METRICS[task].values()), 0.0) | dict(found)
+    return {name: round(m.factor * float(found[m.theirs]), 3) for name, m in METRICS[task].items() if m.theirs}

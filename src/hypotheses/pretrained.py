@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from hypotheses import record
-from hypotheses.config import Config
+from hypotheses.config import Config, compose
 from hypotheses.errors import UserError
 
 
@@ -48,5 +48,15 @@ def of_imagenet(config: Config) -> Path:
             f"python -m hypotheses.run task=imagenet scale={config['scale']['name']} backbone={config['backbone']['name']} "
             f"seed={config['seed']}, or add pretrained=none, or pretrained=timm/NAME or a file"
         )
-    record.read(record.path(of_run))
+    found = record.read(record.path(of_run))
+    scale, backbone, seed = (
+        config[key]["name"] if key != "seed" else config[key] for key in ("scale", "backbone", "seed")
+    )
+    registered = compose(["task=imagenet", f"scale={scale}", f"backbone={backbone}", f"seed={seed}"])
+    asked = {key: registered[key] for key in record.IDENTITY} | {"backbone": config["backbone"]}
+    if odd := [f"{key} was {was}, not {now}" for key, was, now in record.differences(found["config"], asked)]:
+        raise UserError(
+            f"pretrained=imagenet: {record.path(of_run)} is of another recipe than the arms of a pair must share ({'; '.join(odd)}): "
+            f"delete it and run it again, or name its weights: pretrained={file}"
+        )
     return file

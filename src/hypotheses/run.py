@@ -35,6 +35,8 @@ def run(config: Config) -> record.Record | None:
     allocator.keep_memory()
     check_space(config)
     images, start = data.prepare(config), pretrained.find(config)
+    if start:
+        check_origin(config, start.file, "pretrained")
     digest = start.sha256 if start else None
     address = record.address(config)
     if done := record.find(config, images.fingerprint, digest):
@@ -73,9 +75,12 @@ def run(config: Config) -> record.Record | None:
             "seconds": round(time.monotonic() - started, 1),
             "provenance": record.provenance(config, device_name(config)) | {"pretrained": digest},
         }
-        if pictures := task.pictures(job):
-            record.write_aside(record.path(config).with_suffix(".jpg"), pictures)
         record.write(record.path(config), result)
+        try:
+            if pictures := task.pictures(job):
+                record.write_aside(record.path(config).with_suffix(".jpg"), pictures)
+        except Exception as error:  # a picture is no reason to lose a run
+            print(f"note: no pictures were drawn ({type(error).__name__}: {error})", file=sys.stderr)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     print(f"{address}: {shown}; {result['seconds']:.0f} seconds; {record.path(config)}")
     return result
@@ -98,11 +103,12 @@ def evaluate(config: Config) -> dict[str, Any] | None:
     network = cost.of_run(config)
     # a file that does not fit is known before the data are read and processes are started
     digest = task.fit(config)
-    check_origin(config, weights.locate(source))
+    check_origin(config, weights.locate(source), "weights")
     images = data.prepare(config)
     names = (config["scale"]["name"], config["task"]["name"], config["backbone"]["name"])
-    size = config["recipe"]["image_size"]
-    file = f"{digest[:12]}_{size if isinstance(size, int) else 'x'.join(map(str, size))}.json"
+    recipe = config["recipe"]
+    size = str(recipe["image_size"]) if config["task"]["name"] == "imagenet" else "x".join(map(str, recipe["resize"]))
+    file = f"{digest[:12]}_{size}{'_multi_scale' if recipe.get('multi_scale') else ''}.json"
     target = Path(config["paths"]["results"], "evaluations", *names, file)
     asked = {
         "config": {key: config[key] for key in record.IDENTITY},
@@ -120,7 +126,8 @@ def evaluate(config: Config) -> dict[str, Any] | None:
     if threads := config["hardware"]["threads"]:
         torch.set_num_threads(threads)
     started = time.monotonic()
-    metrics = task.evaluate(task.build(tasks.Run(config, images, target.parent)))
+    folder = Path(config["paths"]["outputs"], "evaluations", *names)
+    metrics = task.evaluate(task.build(tasks.Run(config, images, folder)))
     if not main_process:
         return None
     result = asked | {
@@ -158,18 +165,18 @@ def summary(result: dict[str, Any]) -> str:
     )
 
 
-def check_origin(config: Config, file: Path) -> None:
-    """Raise where outputs/.../<backbone>/seed_<k>/weights.pt would be measured as another arm (a causal ViT has the same
-    shapes), or on images drawn from another seed (it was trained on some)."""
+def check_origin(config: Config, file: Path, key: str) -> None:
+    """Raise where outputs/.../<backbone>/seed_<k>/weights.pt, given as `key`, would be measured as another arm (a causal ViT has
+    the same shapes), or on images drawn from another seed (it was trained on some)."""
     *_, arm, seed, _ = ("", "", "", *file.resolve().parts)
     if not (trained := re.fullmatch(r"seed_(\d+)", seed)):
         return
     backbone = arm.split("+")[0]
     if backbone != config["backbone"]["name"]:
-        raise UserError(f"weights={config['weights']} are of a run of another backbone: add backbone={backbone}")
+        raise UserError(f"{key}={file} are of a run of another backbone: add backbone={backbone}")
     if config["recipe"]["data"]["source"] in ("digits", "scenes") and int(trained[1]) != config["seed"]:
         raise UserError(
-            f"weights={config['weights']} are of seed {trained[1]}, and its images for training can be among those that "
+            f"{key}={file} are of seed {trained[1]}, and its images for training can be among those that "
             f"seed={config['seed']} evaluates on: add seed={trained[1]}"
         )
 

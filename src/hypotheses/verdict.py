@@ -5,6 +5,7 @@ claims a gain: e = metric(treatment) - metric(control). One value per seed, in u
 interval is the two-sided t interval at confidence 1 - 2 alpha, so that each of its ends is a one-sided test at alpha.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hypotheses.experiment import Arms, Experiment, Gates
+from hypotheses.metrics import METRICS
 from hypotheses.record import Record, differences
 
 SUPPORTED, REFUTED, INCONCLUSIVE = "supported", "refuted", "inconclusive"
@@ -81,22 +83,20 @@ class Verdict:
 
 
 def compare(
-    runs: Runs, metric: str, treatment: str, control: str, seeds: Sequence[int], alpha: float
+    runs: Runs, metric: str, treatment: str, control: str, seeds: Sequence[int], alpha: float, step: float = 0.0
 ) -> Difference | None:
-    """d over those of `seeds` for which both arms are recorded; None for fewer than two."""
+    """d over those of `seeds` for which both arms are recorded; None for fewer than two. Of a metric that is rounded to `step` the
+    deviation is taken as that of the rounding at least, step / sqrt(6), so that seeds which agree by rounding decide nothing."""
     from scipy import stats
 
     both = [s for s in seeds if (treatment, s) in runs and (control, s) in runs]
     if len(both) < 2:
         return None
     values = {arm: np.array([runs[arm, s]["metrics"][metric] for s in both]) for arm in (control, treatment)}
-    d = values[control] - values[treatment]
-    mean, sd = float(d.mean()), float(d.std(ddof=1))
-    if sd > 0:
-        interval = stats.ttest_1samp(d, 0).confidence_interval(1 - 2 * alpha)
-        low, high = float(interval.low), float(interval.high)
-    else:  # all seeds agree exactly, where the t interval is a point
-        low = high = mean
+    d = np.round(values[control] - values[treatment], 9)  # so that equal differences are equal
+    mean, sd = float(d.mean()), max(float(d.std(ddof=1)), step / math.sqrt(6))
+    half = float(stats.t.ppf(1 - alpha, len(both) - 1)) * sd / math.sqrt(len(both))
+    low, high = mean - half, mean + half
     return Difference(treatment, control, tuple(both), tuple(map(float, d)), mean, sd, low, high, alpha)
 
 
@@ -107,7 +107,6 @@ def non_inferiority(contrasts: Sequence[Difference], margin: float, alpha: float
     Every one must hold, so alpha needs no correction. Refuted if for any treatment d is below -margin (one-sided t test
     at alpha, Holm over treatments). Else inconclusive.
     """
-    from scipy import stats
     from statsmodels.stats.multitest import multipletests
 
     worst = min(contrasts, key=lambda c: c.low)
@@ -121,10 +120,7 @@ def non_inferiority(contrasts: Sequence[Difference], margin: float, alpha: float
         else:
             how = "not worse without it"
         return SUPPORTED, f"the lower bound {worst.low:+.2f} is above the margin of -{margin:g} ({how})"
-    p = [
-        np.asarray(stats.ttest_1samp(c.d, -margin, alternative="less"))[1] if c.sd > 0 else float(c.mean >= -margin)
-        for c in contrasts
-    ]
+    p = [one_sided(-(c.mean + margin), c) for c in contrasts]
     if multipletests(p, alpha, method="holm")[0].any():
         best = contrasts[int(np.argmin(p))]
         return (
@@ -152,16 +148,12 @@ def superiority(
     Refuted if all pairs are there and every upper bound of e lies below the smallest effect of interest: all must hold, so alpha
     needs no correction. Else inconclusive.
     """
-    from scipy import stats
     from statsmodels.stats.multitest import multipletests
 
     known = [(task, c) for task, contrasts in beds.items() for c in contrasts]
     if not known:
         return INCONCLUSIVE, "no task is complete with all gates passed", set()
-    p = [
-        np.asarray(stats.ttest_1samp(c.d, 0, alternative="greater"))[1] if c.sd > 0 else float(c.mean <= 0)
-        for _, c in known
-    ]
+    p = [one_sided(c.mean, c) for _, c in known]
     p += [1.0] * (pairs - len(known))
     holds = multipletests(p, alpha, method="holm")[0]
     better = {(task, c.treatment): c for (task, c), held in zip(known, holds, strict=False) if held}
@@ -180,6 +172,15 @@ def superiority(
     return INCONCLUSIVE, f"no gain is shown, nor that every gain is too small to matter{advice}", set()
 
 
+def one_sided(excess: float, contrast: Difference) -> float:
+    """p of the one-sided t test that a mean difference which exceeds a bound by `excess` does so by chance."""
+    from scipy import stats
+
+    if contrast.sd == 0:  # all seeds agree exactly
+        return float(excess <= 0)
+    return float(stats.t.sf(excess / (contrast.sd / math.sqrt(contrast.n)), contrast.n - 1))
+
+
 def seeds_needed(contrast: Difference, margin: float) -> int | None:
     """Seeds for power POWER if the mean and deviation seen so far are the true ones; None above a thousand."""
     from statsmodels.stats.power import TTestPower
@@ -187,10 +188,13 @@ def seeds_needed(contrast: Difference, margin: float) -> int | None:
     if contrast.sd == 0:
         return None
     effect = abs(contrast.mean + margin) / contrast.sd
-    for n in range(contrast.n + 1, 1001):
-        if TTestPower().power(effect, n, contrast.alpha, alternative="larger") >= POWER:
-            return n
-    return None
+
+    def power(n: int) -> float:
+        return TTestPower().power(effect, n, contrast.alpha, alternative="larger")
+
+    seeds = range(contrast.n + 1, 1001)
+    found = bisect.bisect_left(seeds, POWER, key=power)
+    return seeds[found] if found < len(seeds) else None
 
 
 def judge(
@@ -226,6 +230,7 @@ def judge(
                         arms,
                         [c for c in arms.treatments if (bed.task, c) in better],
                         bed.extra,
+                        look,
                         experiment,
                     ),
                 ),
@@ -250,7 +255,7 @@ def judge(
         return Verdict(INCONCLUSIVE, bed.gates[0].detail, tuple(range(look)), (bed,))
     outcome, reason = non_inferiority(bed.contrasts, arms.margin[bed.task], alpha)
     winners = arms.treatments if outcome == REFUTED else []
-    size = matched_size(runs[bed.task], arms, winners, (), experiment)
+    size = matched_size(runs[bed.task], arms, winners, (), look, experiment)
     bed = dataclasses.replace(bed, gates=(*bed.gates, size))
     if bed.failed:
         reason = f"gate: {', '.join(bed.failed)}; without it: {outcome}, {reason}"
@@ -265,7 +270,8 @@ def judge_bed(experiment: Experiment, scale: str, task: str, runs: Runs, look: i
     margin, chance = arms.margin[task], arms.chance[task]
 
     def differ(treatment: str, control: str) -> Difference | None:
-        return compare(runs, metric, treatment, control, seeds, experiment.alpha)
+        step = METRICS[task][metric].step
+        return compare(runs, metric, treatment, control, seeds, experiment.alpha, step)
 
     missing = [(arm, seed) for seed in seeds for arm in arms.registered() if (arm, seed) not in runs]
     contrasts = [c for arm in arms.treatments if (c := differ(arm, arms.control))]
@@ -399,8 +405,19 @@ def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], margin: f
     return Gate("trained", gains[worst] <= most, detail)
 
 
+def fair_sham(runs: Runs, arms: Arms, sham: Difference, look: int, experiment: Experiment) -> bool:
+    """The sham was run on every seed of the look, with the recipe, data, code and software of the registered arms."""
+    with_it = dataclasses.replace(arms, treatments=[*arms.treatments, sham.treatment])
+    seeds = range(look)
+    return (
+        sham.n == look
+        and same_recipe(runs, with_it, seeds, experiment.pair_may_differ).passed
+        and same_provenance(runs, with_it, seeds).passed
+    )
+
+
 def matched_size(
-    runs: Runs, arms: Arms, winners: Sequence[str], extra: Sequence[Difference], experiment: Experiment
+    runs: Runs, arms: Arms, winners: Sequence[str], extra: Sequence[Difference], look: int, experiment: Experiment
 ) -> Gate:
     """Parameters and MACs agree, or no treatment wins that is larger, or it beats its sham too, which is as large.
 
@@ -420,7 +437,7 @@ def matched_size(
         if within or arm not in winners or max(percent.values()) <= 0:
             continue
         sham = next((c for c in extra if c.control == arm and c.treatment.endswith("_sham")), None)
-        if sham and sham.high < 0:
+        if sham and sham.high < 0 and fair_sham(runs, arms, sham, look, experiment):
             details[-1] += f", and its sham of the same size has {-sham.high:.2f} points less at least"
         else:
             passed = False

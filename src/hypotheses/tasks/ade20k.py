@@ -137,5 +137,7 @@ def draw(image: Tensor, sample: Any, predicted: bool, names: list[str]) -> Tenso
     classes = (sample.pred_sem_seg if predicted else sample.gt_sem_seg).data[0]
     image, classes = dense.enlarged(image, classes)
     present = [label for label in classes.unique().tolist() if label < len(names)]
+    if not present:
+        return image
     masks = torch.stack([classes == label for label in present])
     return draw_segmentation_masks(image, masks, alpha=0.6, colors=[dense.color(label) for label in present])

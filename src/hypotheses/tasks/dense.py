@@ -11,7 +11,6 @@ import colorsys
 import copy
 import dataclasses
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -58,15 +57,17 @@ class Job:
     run: Run
 
 
-# ---- the three functions of a task -----------------------------------------------------------------------------------
+# ---- the functions of a task -----------------------------------------------------------------------------------------
 
 
 def build(run: Run, setup: Setup) -> Job:
     """The network, data and runner of a run. Raises UserError where the recipe does not fit the hardware or the model."""
     config, recipe, hardware = run.config, run.config["recipe"], run.config["hardware"]
     cpu = hardware["accelerator"] == "cpu" or not torch.cuda.is_available()
-    if cpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # mmengine puts a model on a GPU where it sees one
+    if cpu:  # mmengine puts a model on a GPU where it saw one when it was imported
+        from mmengine.device import utils
+
+        utils.DEVICE = "cpu"
     training = config["mode"]["name"] == "train"
     share = divide(recipe["batch_size"], world_size(), hardware["max_batch_per_device"])
     if training and share.passes > 1:
@@ -98,7 +99,14 @@ def build(run: Run, setup: Setup) -> Job:
             raise UserError(f"recipe.precision={recipe['precision']} is for GPUs in this task: use 32-true on a CPU")
         cfg.optim_wrapper["dtype"] = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}[recipe["precision"]]
     cfg.val_cfg = {"type": "ValLoop"}
-    cfg.default_hooks = {"logger": None, "checkpoint": None}
+    cfg.default_hooks = {
+        "logger": None,
+        "checkpoint": None,
+        "runtime_info": None,
+    }  # the last reads every loss at every step
+    for name in ("val_evaluator", "test_evaluator"):
+        if name in cfg:
+            cfg[name].collect_device = "cpu" if cpu else "gpu"
     cfg.custom_hooks = []
     cfg.visualizer = {"type": "mmengine.Visualizer", "vis_backends": None}
     cfg.default_scope, cfg.log_level = setup.library, "ERROR"
@@ -108,11 +116,11 @@ def build(run: Run, setup: Setup) -> Job:
         cfg.launcher = "pytorch"
         if cpu:
             cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None}
+            without_sync(cfg.model)  # of one process mmengine does it
             if not torch.distributed.is_initialized():
                 torch.distributed.init_process_group("gloo")  # mmengine's own way asks for GPUs
-    if cpu:
-        without_sync(cfg.model)
-    torch.use_deterministic_algorithms(True, warn_only=not cpu)
+    # on a GPU torch would put slow Python in the place of kernels that have no deterministic version, whatever `warn_only` says
+    torch.use_deterministic_algorithms(cpu)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not training:
         for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
@@ -122,7 +130,19 @@ def build(run: Run, setup: Setup) -> Job:
             runner: Any = Runner.from_cfg(cfg)
         except (TypeError, AssertionError, KeyError) as error:  # what the library says of a model it cannot build
             raise UserError(f"recipe.model does not fit {setup.library}: {error}") from error
-        batches = len(runner.train_dataloader) if training else 1
+        try:
+            batches = len(runner.train_dataloader) if training else 1
+            check_classes(run, runner.val_dataloader.dataset, setup)
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AssertionError,
+            OSError,
+        ) as error:  # annotations that are not what they should be
+            raise UserError(
+                f"the annotations at {run.images.root} cannot be read ({type(error).__name__}: {error})"
+            ) from error
     if not batches:
         raise UserError(
             f"recipe.batch_size={recipe['batch_size']} is more than the images for training: make it smaller"
@@ -132,6 +152,17 @@ def build(run: Run, setup: Setup) -> Job:
     if not training:
         fit(config, unwrapped(runner.model))
     return Job(runner, report, setup, run)
+
+
+def check_classes(run: Run, dataset: Any, setup: Setup) -> None:
+    """Raise where the annotations have other classes than the recipe, with which a network would learn nothing or wrongly."""
+    asked = run.config["recipe"]["num_classes"]
+    found = len(dataset.cat_ids) if setup.library == "mmdet" else len(dataset.metainfo["classes"])
+    if found != asked or not len(dataset):
+        raise UserError(
+            f"{run.images.root}: {found} of the {asked} classes of recipe.num_classes are annotated, in {len(dataset)} images: "
+            "set it to what the data have, or mend the categories of the annotations"
+        )
 
 
 def train(job: Job) -> None:
@@ -263,8 +294,8 @@ class Keyed:
 
 
 class AdamWOfRecipe:
-    """AdamW on two groups: norms, position embeddings and the SSM's A, D and dt bias are not decayed, all others are, as in
-    the libraries' own configs for Swin."""
+    """AdamW on two groups: what has `norm` in its name, position embeddings and the SSM's A, D and dt bias are not decayed, all
+    others are, as in the libraries' own configs for Swin (which so decay the norms of UPerNet's heads, named bn)."""
 
     def __init__(self, optim_wrapper_cfg: Mapping[str, Any], paramwise_cfg: None = None):
         self.config = dict(optim_wrapper_cfg)
@@ -276,9 +307,8 @@ class AdamWOfRecipe:
         decay = optimizer.pop("weight_decay")
         free = {
             id(p)
-            for module in model.modules()
-            for name, p in module.named_parameters(recurse=False)
-            if isinstance(module, NORMS) or name == "pos_embed" or getattr(p, "no_weight_decay", False)
+            for name, p in model.named_parameters()
+            if "norm" in name or name.endswith("pos_embed") or getattr(p, "no_weight_decay", False)
         }
         groups = [
             {"params": [p for p in model.parameters() if id(p) not in free], "weight_decay": decay},
@@ -288,12 +318,9 @@ class AdamWOfRecipe:
         return OPTIM_WRAPPERS.build(self.config | {"optimizer": adamw})
 
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-
-
 class Report:
-    """Keeps the curve and the latest metrics, and on the main process tells `Progress` what happens. The loss, which waits
-    for the device, is read only when a heartbeat is due."""
+    """Keeps the curve, with the loss of the main process's share of the batches, and the latest metrics, and on the main process
+    tells `Progress` what happens. The loss, which waits for the device, is read only when a heartbeat is due."""
 
     def __init__(self, run: Run, setup: Setup, steps: int):
         self.run, self.setup, self.steps, self.step = run, setup, steps, 0
@@ -310,6 +337,10 @@ class Report:
 
         class ReportHook(Hook):
             def before_train(self, runner: Any) -> None:
+                if rank():  # stochastic depth, dropout and samples of proposals of its own, as in classification
+                    seed = report.run.config["seed"] + 1_000_003 * rank()
+                    torch.manual_seed(seed)
+                    np.random.seed(seed % 2**32)
                 config = report.run.config
                 name = f"{config['task']['name']} {config['backbone']['name']} seed {config['seed']}"
                 if rank() == 0:
@@ -320,7 +351,11 @@ class Report:
             ) -> None:
                 report.after_step(outputs["loss"])
 
+            def before_test_epoch(self, runner: Any) -> None:
+                report.collect_here(runner.test_loop)
+
             def before_val_epoch(self, runner: Any) -> None:
+                report.collect_here(runner.val_loop)
                 if report.progress is None:  # nothing is trained: mode=eval
                     report.bar = evaluation_bar(report.run.config, len(runner.val_dataloader))
 
@@ -336,6 +371,11 @@ class Report:
                 report.after_validation(metrics, runner)
 
         return ReportHook()
+
+    def collect_here(self, loop: Any) -> None:
+        """Where CPU processes put their parts of the results: by default mmengine does in the working directory."""
+        for metric in loop.evaluator.metrics:
+            metric.collect_dir = str(self.run.folder / "parts")
 
     def after_step(self, loss: Tensor) -> None:
         self.step += 1

@@ -84,4 +84,7 @@ def roi_align(
         raise UserError(
             "RoIAlign with pool_mode=max is not in torchvision: use pool_mode=avg, or mmcv's compiled operators"
         )
-    return ops.roi_align(input, rois, (aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
+    # the operator itself: where deterministic algorithms are asked for, ops.roi_align puts Python in the place of its CUDA kernel
+    return torch.ops.torchvision.roi_align(
+        input, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+    )

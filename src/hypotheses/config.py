@@ -148,12 +148,17 @@ KEYS = {"task", "backbone", "scale", "recipe", "mode", "weights", "pretrained", 
 def compose(overrides: list[str]) -> Config:
     """The resolved configuration that `python -m hypotheses.run <overrides>` would use. Raises UserError."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
 
+    outer = GlobalHydra.instance().hydra  # that of the command line, where a run asks for another one's config
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return resolve(hydra.compose("config", overrides=overrides))
     except Exception as error:
         raise explain(error) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def resolve(cfg: Any) -> Config:

@@ -49,10 +49,8 @@ def of_imagenet(config: Config) -> Path:
             f"seed={config['seed']}, or add pretrained=none, or pretrained=timm/NAME or a file"
         )
     found = record.read(record.path(of_run))
-    scale, backbone, seed = (
-        config[key]["name"] if key != "seed" else config[key] for key in ("scale", "backbone", "seed")
-    )
-    registered = compose(["task=imagenet", f"scale={scale}", f"backbone={backbone}", f"seed={seed}"])
+    names = [f"{group}={config[group]['name']}" for group in ("scale", "backbone")]
+    registered = compose(["task=imagenet", *names, f"seed={config['seed']}"])
     asked = {key: registered[key] for key in record.IDENTITY} | {"backbone": config["backbone"]}
     if odd := [f"{key} was {was}, not {now}" for key, was, now in record.differences(found["config"], asked)]:
         raise UserError(

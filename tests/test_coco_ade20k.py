@@ -253,6 +253,15 @@ def test_a_backbone_starts_from_the_imagenet_run_of_its_seed(backbone, paths, tm
         run(asked)
 
 
+def test_on_the_command_line_too(paths, tmp_path, command):
+    """Where Hydra is at work already when the ImageNet run's own config is composed."""
+    for task in (["task=imagenet"], ["task=coco", "pretrained=imagenet"]):
+        done = command("hypotheses.run", *task, *SMOKE, *paths)
+        assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "results/records/smoke/coco").rglob("*.json")
+    assert record.read(file)["provenance"]["pretrained"]
+
+
 def test_published_weights_are_a_start_and_the_wrong_ones_are_refused(paths, tmp_path):
     import timm
 

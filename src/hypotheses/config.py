@@ -230,10 +230,7 @@ def resolve(cfg: Any) -> Config:
             raise UserError("recipe.mean and recipe.std: give three numbers each, for red, green and blue")
     else:
         recipe["drop_path"] = of_backbone(recipe["drop_path"], config["backbone"])
-    if task == "ade20k" and schedule["warmup_steps"] >= recipe["steps"]:
-        raise UserError(
-            f"recipe.schedule.warmup_steps={schedule['warmup_steps']}: give fewer than steps={recipe['steps']}"
-        )
+        check_dense(task, recipe)
     if recipe["precision"] not in PRECISIONS:
         raise UserError(f"recipe.precision={recipe['precision']}: choose one of {', '.join(PRECISIONS)}")
     if hardware["devices"] < 1 and hardware["devices"] != -1:
@@ -242,18 +239,6 @@ def resolve(cfg: Any) -> Config:
         raise UserError(
             "hardware.accelerator=cpu has no -1 for all devices: say how many processes, hardware.devices=2"
         )
-    if task != "imagenet" and not 0 <= recipe["flip"] <= 1:
-        raise UserError(f"recipe.flip={recipe['flip']}: give a share from 0 to 1")
-    if task == "coco" and not all(0 < m < recipe["epochs"] for m in schedule["milestones"]):
-        raise UserError(
-            f"recipe.schedule.milestones={schedule['milestones']}: give epochs below epochs={recipe['epochs']}"
-        )
-    if task == "ade20k":
-        if len(recipe["ratios"]) != 2 or not 0 < recipe["ratios"][0] <= recipe["ratios"][1]:
-            raise UserError(f"recipe.ratios={recipe['ratios']}: give the least and the largest share of recipe.resize")
-        sizes = recipe["multi_scale"]
-        if sizes is not None and (set(sizes) != {"scales", "flip"} or not sizes["scales"]):
-            raise UserError(f"recipe.multi_scale={sizes}: give scales=[0.5, 1.0, ...] and flip=true or false, or null")
     if recipe["data"].get("source") == "scenes":
         for split in ("train_images", "val_images"):
             if not isinstance(recipe["data"].get(split), int) or recipe["data"][split] < 1:
@@ -264,6 +249,25 @@ def resolve(cfg: Any) -> Config:
         )
     config["paths"] = {key: str((ROOT / Path(path).expanduser()).resolve()) for key, path in config["paths"].items()}
     return config
+
+
+def check_dense(task: str, recipe: Config) -> None:
+    """Raise on values that a recipe of detection or segmentation cannot have."""
+    if not 0 <= recipe["flip"] <= 1:
+        raise UserError(f"recipe.flip={recipe['flip']}: give a share from 0 to 1")
+    if task == "coco" and not all(0 < m < recipe["epochs"] for m in recipe["schedule"]["milestones"]):
+        raise UserError(
+            f"recipe.schedule.milestones={recipe['schedule']['milestones']}: give epochs below epochs={recipe['epochs']}"
+        )
+    if task == "ade20k":
+        warmup = recipe["schedule"]["warmup_steps"]
+        if warmup >= recipe["steps"]:
+            raise UserError(f"recipe.schedule.warmup_steps={warmup}: give fewer than steps={recipe['steps']}")
+        if len(recipe["ratios"]) != 2 or not 0 < recipe["ratios"][0] <= recipe["ratios"][1]:
+            raise UserError(f"recipe.ratios={recipe['ratios']}: give the least and the largest share of recipe.resize")
+        sizes = recipe["multi_scale"]
+        if sizes is not None and (set(sizes) != {"scales", "flip"} or not sizes["scales"]):
+            raise UserError(f"recipe.multi_scale={sizes}: give scales=[0.5, 1.0, ...] and flip=true or false, or null")
 
 
 def of_backbone(table: Any, backbone: Config) -> float:

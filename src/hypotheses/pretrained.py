@@ -2,7 +2,6 @@
 published ones, or none."""
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 from hypotheses import record
@@ -34,8 +33,7 @@ def find(config: Config) -> Pretrained | None:
         from hypotheses.backbones import weights  # imports torch
 
         file = weights.locate(source)
-    with open(file, "rb") as content:
-        return Pretrained(source, file, hashlib.file_digest(content, "sha256").hexdigest())
+    return Pretrained(source, file, record.sha256(file))
 
 
 def of_imagenet(config: Config) -> Path:

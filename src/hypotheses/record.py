@@ -83,6 +83,11 @@ def write_aside(target: Path, content: str | bytes) -> None:
             raise
 
 
+def sha256(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def checksum(record: Record) -> str:
     """A hash of everything else in a record."""
     rest = {key: value for key, value in record.items() if key != "checksum"}

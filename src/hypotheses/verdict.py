@@ -8,7 +8,7 @@ interval is the two-sided t interval at confidence 1 - 2 alpha, so that each of 
 import bisect
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,8 @@ class Verdict:
 
     outcome: str  # SUPPORTED, REFUTED or INCONCLUSIVE
     reason: str
-    seeds: tuple[int, ...]  # of the look that was judged
     beds: tuple[Bed, ...]  # by task
+    seeds: tuple[int, ...]  # of the look that was judged
 
 
 def compare(
@@ -216,51 +216,49 @@ def judge(
     beds = [
         judge_bed(experiment, scale, task, runs.get(task, {}), look, odd.get(task, ())) for task in experiment.tasks
     ]
+
+    def with_size(bed: Bed, winners: Sequence[str]) -> Bed:
+        """The bed with the gate that needs to know which treatments win."""
+        extra = bed.extra if experiment.test == "superiority" else ()
+        size = matched_size(runs[bed.task], arms, winners, extra, look, experiment)
+        return dataclasses.replace(bed, gates=(*bed.gates, size))
+
+    seeds = tuple(range(look))
     if experiment.test == "superiority":
-        sound = {bed.task: bed.contrasts for bed in beds if not bed.failed}
-        pairs = len(experiment.tasks) * len(arms.treatments)
-        outcome, reason, better = superiority(sound, arms.margin, pairs, alpha)
-        beds = [
-            dataclasses.replace(
-                bed,
-                gates=(
-                    *bed.gates,
-                    matched_size(
-                        runs[bed.task],
-                        arms,
-                        [c for c in arms.treatments if (bed.task, c) in better],
-                        bed.extra,
-                        look,
-                        experiment,
-                    ),
-                ),
-            )
-            if bed.task in sound
-            else bed
-            for bed in beds
-        ]
-        sound_now = {task: c for task, c in sound.items() if not next(b for b in beds if b.task == task).failed}
-        if sound_now != sound:
-            without = f"; without it: {outcome}, {reason}"
-            outcome, reason, _ = superiority(sound_now, arms.margin, pairs, alpha)
-            reason += without
-        failed = [f"{bed.task}: {', '.join(bed.failed)}" for bed in beds if bed.failed]
-        if failed and outcome != SUPPORTED:
-            outcome, reason = INCONCLUSIVE, f"gate: {'; '.join(failed)}; {reason}"
-        elif failed:
-            reason += f"; not counted, for a gate: {'; '.join(failed)}"
-        return Verdict(outcome, reason, tuple(range(look)), tuple(beds))
-    bed = beds[0]
+        return Verdict(*judge_superiority(beds, arms, alpha, with_size), seeds=seeds)
+    (bed,) = beds
     if bed.missing:
-        return Verdict(INCONCLUSIVE, bed.gates[0].detail, tuple(range(look)), (bed,))
+        return Verdict(INCONCLUSIVE, bed.gates[0].detail, (bed,), seeds)
     outcome, reason = non_inferiority(bed.contrasts, arms.margin[bed.task], alpha)
-    winners = arms.treatments if outcome == REFUTED else []
-    size = matched_size(runs[bed.task], arms, winners, (), look, experiment)
-    bed = dataclasses.replace(bed, gates=(*bed.gates, size))
+    bed = with_size(bed, arms.treatments if outcome == REFUTED else ())
     if bed.failed:
         reason = f"gate: {', '.join(bed.failed)}; without it: {outcome}, {reason}"
         outcome = INCONCLUSIVE
-    return Verdict(outcome, reason, tuple(range(look)), (bed,))
+    return Verdict(outcome, reason, (bed,), seeds)
+
+
+def judge_superiority(
+    beds: Sequence[Bed], arms: Arms, alpha: float, with_size: Callable[[Bed, Sequence[str]], Bed]
+) -> tuple[str, str, tuple[Bed, ...]]:
+    """Outcome, reason and beds: the rule over the beds whose gates are passed, and again without those whose winner is larger."""
+    pairs = len(beds) * len(arms.treatments)
+
+    def rule(beds: Sequence[Bed]) -> tuple[str, str, set[tuple[str, str]]]:
+        sound = {bed.task: bed.contrasts for bed in beds if not bed.failed}
+        return superiority(sound, arms.margin, pairs, alpha)
+
+    outcome, reason, better = rule(beds)
+    sized = [bed if bed.failed else with_size(bed, [arm for task, arm in better if task == bed.task]) for bed in beds]
+    if sum(bool(bed.failed) for bed in sized) > sum(bool(bed.failed) for bed in beds):
+        without = f"; without it: {outcome}, {reason}"
+        outcome, reason, _ = rule(sized)
+        reason += without
+    failed = "; ".join(f"{bed.task}: {', '.join(bed.failed)}" for bed in sized if bed.failed)
+    if failed and outcome == SUPPORTED:
+        reason += f"; not counted, for a gate: {failed}"
+    elif failed:
+        outcome, reason = INCONCLUSIVE, f"gate: {failed}; {reason}"
+    return outcome, reason, tuple(sized)
 
 
 def judge_bed(experiment: Experiment, scale: str, task: str, runs: Runs, look: int, unregistered: Sequence[str]) -> Bed:

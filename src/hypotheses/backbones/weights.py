@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hypotheses.errors import UserError
+from hypotheses.record import sha256
 
 # format: (a name that only it has, [(its names, ours)]). The first rule that matches a whole name decides; all names are
 # mapped in one pass, since `head.norm` is the norm before the head's MLP in timm and the one inside it in the official code
@@ -156,11 +157,6 @@ def read(file: Path) -> dict[str, Tensor]:
     if not isinstance(held, dict) or not all(isinstance(tensor, Tensor) for tensor in held.values()):
         raise UserError(f"{file} holds no dict of tensors, nor has one under state_dict or model: save that alone")
     return {str(name): tensor for name, tensor in held.items()}
-
-
-def sha256(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 # ---- from their names to ours ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from hypotheses.errors import UserError
+from hypotheses.record import sha256
 
 COCO = {
     "train": ("annotations/instances_train2017.json", "train2017"),
@@ -32,8 +33,7 @@ def check(source: str, root: Path, training: bool) -> str:
             add(digest, list_files(source, root, folder, ".jpg"))
             if not (root / file).is_file():
                 raise missing(source, root, root / file)
-            with open(root / file, "rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+            digest.update(sha256(root / file).encode())
         else:
             images = list_files(source, root, f"images/{ADE20K[split]}", ".jpg")
             masks = list_files(source, root, f"annotations/{ADE20K[split]}", ".png")

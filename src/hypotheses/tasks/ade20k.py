@@ -33,16 +33,8 @@ def build(run: Run) -> Job:
 
 def model(run_config: Config, **arguments: Any) -> Any:
     """mmsegmentation's config of the network of a run."""
-    recipe = run_config["recipe"]
-    found: Any = openmmlab.upernet(
-        run_config["backbone"],
-        recipe["num_classes"],
-        recipe["model"],
-        seed=run_config["seed"],
-        drop_path=recipe["drop_path"],
-        **arguments,
-    )
-    found.data_preprocessor.size = tuple(recipe["crop"])
+    found: Any = openmmlab.upernet(**openmmlab.settings(run_config), **arguments)
+    found.data_preprocessor.size = tuple(run_config["recipe"]["crop"])
     return found
 
 
@@ -75,9 +67,6 @@ def config(run: Run) -> Any:
     if recipe["multi_scale"]:
         cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
         cfg.test_dataloader.dataset.pipeline = variants(recipe)
-    else:
-        for key in ("test_dataloader", "test_cfg", "test_evaluator"):
-            cfg.pop(key)
     cfg.train_cfg |= {"max_iters": recipe["steps"], "val_interval": recipe["validate_every"]}
     warmup = schedule["warmup_steps"]
     cfg.param_scheduler = [

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hypotheses.config import Config
-from hypotheses.data.scenes import SPLITS
+from hypotheses.data.layouts import COCO
 from hypotheses.tasks import Run, dense, openmmlab
 from hypotheses.tasks.dense import Job, curve, evaluate, pictures, train
 
@@ -29,15 +29,7 @@ def build(run: Run) -> Job:
 
 def model(run_config: Config, **arguments: Any) -> Any:
     """mmdet's config of the network of a run."""
-    recipe = run_config["recipe"]
-    return openmmlab.mask_rcnn(
-        run_config["backbone"],
-        recipe["num_classes"],
-        recipe["model"],
-        seed=run_config["seed"],
-        drop_path=recipe["drop_path"],
-        **arguments,
-    )
+    return openmmlab.mask_rcnn(**openmmlab.settings(run_config), **arguments)
 
 
 def network(run_config: Config) -> Any:
@@ -60,9 +52,7 @@ def config(run: Run) -> Any:
         if recipe["data"]["source"] == "scenes":
             loader.dataset.metainfo = {"classes": run.images.classes}
         openmmlab.step(loader.dataset.pipeline, "Resize").scale = tuple(recipe["resize"])
-    for key in ("test_dataloader", "test_cfg", "test_evaluator"):
-        cfg.pop(key)
-    cfg.val_evaluator.ann_file = f"{root}/annotations/instances_{SPLITS['val'][0]}.json"
+    cfg.val_evaluator.ann_file = f"{root}/{COCO['val'][0]}"
     openmmlab.step(cfg.train_dataloader.dataset.pipeline, "RandomFlip").prob = recipe["flip"]
     cfg.train_cfg |= {"max_epochs": recipe["epochs"], "val_interval": recipe["validate_every"]}
     warmup, steps = cfg.param_scheduler

@@ -2,19 +2,25 @@
 
 import contextlib
 import dataclasses
+import io
 import math
 import os
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Sampler
 
 from hypotheses.config import Config
 from hypotheses.errors import UserError
+from hypotheses.progress import Progress
+from hypotheses.record import write_aside
+from hypotheses.tasks import Run
 
 Key = tuple[int, int]  # (epoch, index of an image)
 
@@ -92,6 +98,27 @@ def rank() -> int:
 def check_finite(loss: float, when: str) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} {when}")
+
+
+def workers(hardware: Config, least: int) -> int:
+    """Processes that load data, per device: as asked, else 8 beside a GPU, else the threads that are left over."""
+    if hardware["workers"] is not None:
+        return hardware["workers"]
+    return 8 if torch.cuda.is_available() else max(least, torch.get_num_threads() - 1)
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """weights.pt of a run, whole or not at all."""
+    content = io.BytesIO()
+    torch.save(model.state_dict(), content)
+    write_aside(folder / "weights.pt", content.getvalue())
+
+
+def start_progress(run: Run, steps: int) -> Progress:
+    """The progress of a training, named after what is trained."""
+    config = run.config
+    name = f"{config['task']['name']} {config['backbone']['name']} seed {config['seed']}"
+    return Progress(run.folder, name, steps)
 
 
 def evaluation_bar(config: Config, batches: int) -> Any:

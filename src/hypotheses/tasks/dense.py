@@ -16,17 +16,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.device import utils as device
+from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from mmengine.runner import Runner
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hypotheses import metrics
 from hypotheses.backbones import weights
 from hypotheses.config import Config
 from hypotheses.errors import UserError
+from hypotheses.metrics import ours
 from hypotheses.progress import Progress
-from hypotheses.record import write_aside
+from hypotheses.record import sha256
 from hypotheses.tasks import Run
-from hypotheses.tasks.common import EpochSampler, check_finite, divide, evaluation_bar, keyed_random, rank, world_size
+from hypotheses.tasks.common import (
+    EpochSampler,
+    check_finite,
+    divide,
+    evaluation_bar,
+    keyed_random,
+    rank,
+    save_weights,
+    start_progress,
+    workers,
+    world_size,
+)
 from hypotheses.tasks.openmmlab import quiet
 
 PICTURES = 3  # images of the validation split that are drawn
@@ -66,9 +83,7 @@ def build(run: Run, setup: Setup) -> Job:
     config, recipe, hardware = run.config, run.config["recipe"], run.config["hardware"]
     cpu = hardware["accelerator"] == "cpu" or not torch.cuda.is_available()
     if cpu:  # mmengine puts a model on a GPU where it saw one when it was imported
-        from mmengine.device import utils
-
-        utils.DEVICE = "cpu"
+        device.DEVICE = "cpu"
     training = config["mode"]["name"] == "train"
     share = divide(recipe["batch_size"], world_size(), hardware["max_batch_per_device"])
     if training and share.passes > 1:
@@ -77,11 +92,11 @@ def build(run: Run, setup: Setup) -> Job:
             f"hardware.max_batch_per_device={hardware['max_batch_per_device']}, and detection and segmentation do not "
             "accumulate gradients yet: use more devices, or raise hardware.max_batch_per_device"
         )
-    register(setup.datasets)
-    from mmengine.runner import Runner
-
+    for dataset in setup.datasets:
+        name = f"Keyed{dataset.__name__}"
+        DATASETS.register_module(name=name, module=type(name, (Keyed, dataset), {}), force=True)
     cfg = copy.deepcopy(setup.config)
-    num_workers = workers(run)
+    num_workers = workers(hardware, least=0)
     for loader in [cfg[key] for key in ("train_dataloader", "val_dataloader", "test_dataloader") if key in cfg]:
         loader.num_workers, loader.persistent_workers = num_workers, num_workers > 0
         loader.sampler = {"type": "KeyedSampler", "batch": None}
@@ -100,11 +115,8 @@ def build(run: Run, setup: Setup) -> Job:
             raise UserError(f"recipe.precision={recipe['precision']} is for GPUs in this task: use 32-true on a CPU")
         cfg.optim_wrapper["dtype"] = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}[recipe["precision"]]
     cfg.val_cfg = {"type": "ValLoop"}
-    cfg.default_hooks = {
-        "logger": None,
-        "checkpoint": None,
-        "runtime_info": None,
-    }  # the last reads every loss at every step
+    # of its own hooks, runtime_info would read every loss at every step
+    cfg.default_hooks = dict.fromkeys(("logger", "checkpoint", "runtime_info"))
     for name in ("val_evaluator", "test_evaluator"):
         if name in cfg:
             cfg[name].collect_device = "cpu" if cpu else "gpu"
@@ -123,9 +135,10 @@ def build(run: Run, setup: Setup) -> Job:
     # on a GPU torch would put slow Python in the place of kernels that have no deterministic version, whatever `warn_only` says
     torch.use_deterministic_algorithms(cpu)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if not training:
-        for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
-            cfg.pop(key, None)
+    unused = [] if training else ["train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"]
+    unused += [] if recipe.get("multi_scale") else ["test_dataloader", "test_cfg", "test_evaluator"]
+    for key in unused:
+        cfg.pop(key)
     with quiet():
         try:
             runner: Any = Runner.from_cfg(cfg)
@@ -134,13 +147,7 @@ def build(run: Run, setup: Setup) -> Job:
         try:
             batches = len(runner.train_dataloader) if training else 1
             check_classes(run, runner.val_dataloader.dataset, setup)
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AssertionError,
-            OSError,
-        ) as error:  # annotations that are not what they should be
+        except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:  # of what it reads
             raise UserError(
                 f"the annotations at {run.images.root} cannot be read ({type(error).__name__}: {error})"
             ) from error
@@ -148,8 +155,8 @@ def build(run: Run, setup: Setup) -> Job:
         raise UserError(
             f"recipe.batch_size={recipe['batch_size']} is more than the images for training: make it smaller"
         )
-    report = Report(run, setup, runner.train_loop.max_iters if training else 0)
-    runner.register_hook(report.hook(), priority="LOW")
+    report = Report(run, runner.train_loop.max_iters if training else 0)
+    runner.register_hook(report, priority="LOW")
     if not training:
         fit(config, unwrapped(runner.model))
     return Job(runner, report, setup, run)
@@ -174,9 +181,7 @@ def train(job: Job) -> None:
     finally:
         job.report.close()
     if rank() == 0:
-        content = io.BytesIO()
-        torch.save(unwrapped(job.runner.model).state_dict(), content)
-        write_aside(job.run.folder / "weights.pt", content.getvalue())
+        save_weights(unwrapped(job.runner.model), job.run.folder)
 
 
 def evaluate(job: Job) -> dict[str, float]:
@@ -197,12 +202,8 @@ def curve(job: Job) -> list[dict[str, float]]:
 @torch.no_grad()
 def pictures(job: Job) -> bytes:
     """The first images of the validation split, the same in every arm: left the annotation, right the prediction. JPEG."""
-    from PIL import Image
-
     model, dataset = unwrapped(job.runner.model).eval(), job.runner.val_dataloader.dataset
     names, rows = list(dataset.metainfo["classes"]), []
-    from mmengine.dataset import pseudo_collate
-
     for index in range(min(PICTURES, len(dataset))):
         batch = dataset[index]
         image = original(batch["data_samples"].img_path)
@@ -221,8 +222,6 @@ def pictures(job: Job) -> bytes:
 
 def original(path: str) -> Tensor:
     """An image as it is on the disk: (3, H, W) uint8, RGB."""
-    from PIL import Image
-
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
@@ -238,17 +237,7 @@ def enlarged(image: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
 # ---- what is ours in mmengine's registries ---------------------------------------------------------------------------
 
 
-def register(datasets: tuple[type, ...]) -> None:
-    """Make the names that `build` uses known to mmengine."""
-    from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPER_CONSTRUCTORS
-
-    DATA_SAMPLERS.register_module(name="KeyedSampler", module=KeyedSampler, force=True)
-    OPTIM_WRAPPER_CONSTRUCTORS.register_module(name="AdamWOfRecipe", module=AdamWOfRecipe, force=True)
-    for dataset in datasets:
-        name = f"Keyed{dataset.__name__}"
-        DATASETS.register_module(name=name, module=type(name, (Keyed, dataset), {}), force=True)
-
-
+@DATA_SAMPLERS.register_module()
 class KeyedSampler(EpochSampler):
     """`EpochSampler` for mmengine, whose samplers yield whole numbers: epoch * images + index, which `Keyed` reads.
 
@@ -296,6 +285,7 @@ class Keyed:
         return data
 
 
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class AdamWOfRecipe:
     """AdamW on two groups: what has `norm` in its name, position embeddings and the SSM's A, D and dt bias are not decayed, all
     others are, as in the libraries' own configs for Swin (which so decay the norms of UPerNet's heads, named bn)."""
@@ -304,8 +294,6 @@ class AdamWOfRecipe:
         self.config = dict(optim_wrapper_cfg)
 
     def __call__(self, model: nn.Module) -> Any:
-        from mmengine.registry import OPTIM_WRAPPERS
-
         optimizer = dict(self.config.pop("optimizer"))
         decay = optimizer.pop("weight_decay")
         free = {
@@ -321,79 +309,55 @@ class AdamWOfRecipe:
         return OPTIM_WRAPPERS.build(self.config | {"optimizer": adamw})
 
 
-class Report:
+class Report(Hook):
     """Keeps the curve, with the loss of the main process's share of the batches, and the latest metrics, and on the main process
     tells `Progress` what happens. The loss, which waits for the device, is read only when a heartbeat is due."""
 
-    def __init__(self, run: Run, setup: Setup, steps: int):
-        self.run, self.setup, self.steps, self.step = run, setup, steps, 0
+    def __init__(self, run: Run, steps: int):
+        self.run, self.steps, self.step = run, steps, 0
         self.curve: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
         self.progress: Progress | None = None
         self.bar: Any = None  # of an evaluation
 
-    def hook(self) -> Any:
-        from mmengine.hooks import Hook
+    def before_train(self, runner: Any) -> None:
+        if rank() == 0:
+            self.progress = start_progress(self.run, self.steps)
+        else:  # stochastic depth, dropout and samples of proposals of its own, as in classification
+            seed = self.run.config["seed"] + 1_000_003 * rank()
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
 
-        report = self
-
-        class ReportHook(Hook):
-            def before_train(self, runner: Any) -> None:
-                if rank():  # stochastic depth, dropout and samples of proposals of its own, as in classification
-                    seed = report.run.config["seed"] + 1_000_003 * rank()
-                    torch.manual_seed(seed)
-                    np.random.seed(seed % 2**32)
-                config = report.run.config
-                name = f"{config['task']['name']} {config['backbone']['name']} seed {config['seed']}"
-                if rank() == 0:
-                    report.progress = Progress(report.run.folder, name, report.steps)
-
-            def after_train_iter(
-                self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
-            ) -> None:
-                report.after_step(outputs["loss"])
-
-            def before_test_epoch(self, runner: Any) -> None:
-                report.collect_here(runner.test_loop)
-
-            def before_val_epoch(self, runner: Any) -> None:
-                report.collect_here(runner.val_loop)
-                if report.progress is None:  # nothing is trained: mode=eval
-                    report.bar = evaluation_bar(report.run.config, len(runner.val_dataloader))
-
-            def after_val_iter(self, runner: Any, *_: Any, **__: Any) -> None:
-                if report.bar:
-                    report.bar.update()
-                elif report.progress and report.progress.due():
-                    report.progress.beat()
-
-            def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
-                if report.bar:
-                    report.bar.close()
-                report.after_validation(metrics, runner)
-
-        return ReportHook()
-
-    def collect_here(self, loop: Any) -> None:
-        """Where CPU processes put their parts of the results: by default mmengine does in the working directory."""
-        for metric in loop.evaluator.metrics:
-            metric.collect_dir = str(self.run.folder / "parts")
-
-    def after_step(self, loss: Tensor) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        loss = outputs["loss"].detach()
         self.step += 1
         self.metrics = {}
-        self.losses.append(loss.detach())
+        self.losses.append(loss)
         if self.progress:
             self.progress.advance()
             if self.progress.due():
                 check_finite(loss.item(), f"at step {self.step}")
                 self.progress.show(loss=loss.item())
 
-    def after_validation(self, found: Mapping[str, float], runner: Any) -> None:
-        task = self.run.config["task"]["name"]
-        self.metrics = metrics.ours(task, found)
-        if not self.losses:  # nothing was trained: mode=eval
+    def before_test_epoch(self, runner: Any) -> None:
+        self.collect_here(runner.test_loop)
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self.collect_here(runner.val_loop)
+        if not self.losses:  # nothing is trained: mode=eval
+            self.bar = evaluation_bar(self.run.config, len(runner.val_dataloader))
+
+    def after_val_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        if self.bar:
+            self.bar.update()
+        elif self.progress and self.progress.due():
+            self.progress.beat()
+
+    def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
+        self.metrics = ours(self.run.config["task"]["name"], metrics)
+        if self.bar:
+            self.bar.close()
             return
         row = {"step": self.step, "train_loss": torch.stack(self.losses).mean().item()} | self.metrics
         self.losses.clear()
@@ -404,6 +368,11 @@ class Report:
             self.progress.row(**shown, lr=runner.optim_wrapper.optimizer.param_groups[0]["lr"])
             self.progress.show(loss=row["train_loss"], **{first: row[first]})
         check_finite(row["train_loss"], f"before step {self.step}")
+
+    def collect_here(self, loop: Any) -> None:
+        """Where CPU processes put their parts of the results: by default mmengine does in the working directory."""
+        for metric in loop.evaluator.metrics:
+            metric.collect_dir = str(self.run.folder / "parts")
 
     def close(self) -> None:
         if self.progress:
@@ -422,14 +391,6 @@ def color(label: int) -> Any:
 def unwrapped(model: Any) -> Any:
     """A model without its wrapper for several processes."""
     return model.module if hasattr(model, "module") else model
-
-
-def workers(run: Run) -> int:
-    """Processes that load data, per device."""
-    asked = run.config["hardware"]["workers"]
-    if asked is not None:
-        return asked
-    return 8 if torch.cuda.is_available() else max(0, torch.get_num_threads() - 1)
 
 
 def without_sync(model: Any) -> None:
@@ -459,4 +420,4 @@ def fit(config: Config, model: nn.Module) -> str:
             f"(outputs/<scale>/<task>/<backbone>/seed_<k>/weights.pt): {'; '.join(problems[:5])}{more}"
         )
     model.load_state_dict(state)
-    return weights.sha256(file)
+    return sha256(file)

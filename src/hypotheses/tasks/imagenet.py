@@ -7,7 +7,6 @@ B batch; H, W pixels. Images travel as uint8 where they are kept in memory, and 
 """
 
 import dataclasses
-import io
 import logging
 import math
 import os
@@ -32,7 +31,6 @@ from hypotheses.config import Config
 from hypotheses.data.folder import list_images
 from hypotheses.errors import UserError
 from hypotheses.progress import Progress
-from hypotheses.record import write_aside
 from hypotheses.tasks import Run
 from hypotheses.tasks.common import (
     EpochSampler,
@@ -42,6 +40,9 @@ from hypotheses.tasks.common import (
     evaluation_bar,
     keyed_random,
     rank,
+    save_weights,
+    start_progress,
+    workers,
     world_size,
 )
 
@@ -119,9 +120,7 @@ def train(job: Job) -> None:
     except SystemExit:  # what it makes of Ctrl-C
         raise KeyboardInterrupt from None
     if job.trainer.is_global_zero:
-        content = io.BytesIO()
-        torch.save(job.module.model.state_dict(), content)
-        write_aside(job.run.folder / "weights.pt", content.getvalue())
+        save_weights(job.module.model, job.run.folder)
 
 
 def evaluate(job: Job) -> dict[str, float]:
@@ -243,9 +242,7 @@ class Report(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.is_global_zero:
-            config = self.run.config
-            name = f"{config['task']['name']} {config['backbone']['name']} seed {config['seed']}"
-            self.progress = Progress(self.run.folder, name, self.steps)
+            self.progress = start_progress(self.run, self.steps)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not self.progress or trainer.global_step == self.step:  # an optimiser step can take several batches
@@ -333,16 +330,15 @@ def loader(run: Run, split: str, batch: int) -> DataLoader:
     """Batches of this process's share of a split: `train` shuffled, `val` all of it in order."""
     recipe, hardware, seed = run.config["recipe"], run.config["hardware"], run.config["seed"]
     data = dataset(run, split)
-    workers = hardware["workers"]
-    if workers is None:
-        workers = 0 if recipe["in_memory"] else 8 if torch.cuda.is_available() else max(1, torch.get_num_threads() - 1)
+    in_this_process = recipe["in_memory"] and hardware["workers"] is None
+    num_workers = 0 if in_this_process else workers(hardware, least=1)
     global_batch = recipe["batch_size"] if split == "train" else None
     return DataLoader(
         data,
         batch_size=batch,
         sampler=EpochSampler(len(data), global_batch, seed),  # type: ignore[arg-type]
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=as_it_is,
     )

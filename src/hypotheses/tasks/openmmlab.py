@@ -100,6 +100,18 @@ def upernet(
     return model
 
 
+def settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `mask_rcnn` and `upernet` need to know of a run's config."""
+    recipe = run_config["recipe"]
+    return {
+        "backbone": run_config["backbone"],
+        "num_classes": recipe["num_classes"],
+        "changes": recipe["model"],
+        "seed": run_config["seed"],
+        "drop_path": recipe["drop_path"],
+    }
+
+
 def changed(model: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     from mmengine.config import Config
 

@@ -174,7 +174,7 @@ def check_origin(config: Config, file: Path, key: str) -> None:
     backbone = arm.split("+")[0]
     if backbone != config["backbone"]["name"]:
         raise UserError(f"{key}={file} are of a run of another backbone: add backbone={backbone}")
-    if config["recipe"]["data"]["source"] in ("digits", "scenes") and int(trained[1]) != config["seed"]:
+    if config["recipe"]["data"]["source"] not in data.PUBLISHED and int(trained[1]) != config["seed"]:
         raise UserError(
             f"{key}={file} are of seed {trained[1]}, and its images for training can be among those that "
             f"seed={config['seed']} evaluates on: add seed={trained[1]}"

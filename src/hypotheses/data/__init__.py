@@ -13,6 +13,8 @@ from typing import Any
 from hypotheses.config import Config
 from hypotheses.data import folder
 
+PUBLISHED = ("imagenet", "coco", "ade20k")  # sources of data; others are drawn from the seed
+
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -31,7 +33,7 @@ class Images:
 def depends_on(config: Config) -> str:
     """What decides which data a run sees: two configs with the same answer share them."""
     data = config["recipe"]["data"]
-    seed = None if data["source"] in ("imagenet", "coco", "ade20k") else config["seed"]
+    seed = None if data["source"] in PUBLISHED else config["seed"]
     return json.dumps([data, config["recipe"]["num_classes"], config["paths"], seed], sort_keys=True)
 
 

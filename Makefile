@@ -35,6 +35,9 @@ sweep: need-hyp .venv/ready  ## HYP=1 or 2: train what is missing of a hypothesi
 report: need-hyp .venv/ready  ## HYP=1 or 2: judge the records that are there and write results/hypothesis_1.* or _2.*
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
+power: need-hyp .venv/ready  ## HYP=1 or 2: what more seeds would decide, from the spread seen so far
+	@$(PY) -m hypotheses.power $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
 test: .venv/ready  ## Lint, types and tests (the slow ones: make test-slow)
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/basedpyright
 	@$(PY) -m pytest $(ARGS)

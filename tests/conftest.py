@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import hashlib
 import os
 import subprocess
 import sys
@@ -89,6 +90,9 @@ def make_records():
             "kernels": {"scan": "cpp", "gate": "fused"},
             "threads": 1,
             "command": "test",
+            "registered": {
+                file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in experiment.FOLDER.glob("*.yaml")
+            },
         },
     }
 

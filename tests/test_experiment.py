@@ -1,8 +1,11 @@
 """A hypothesis file is read whole or refused with the line or key to mend."""
 
+import copy
+import shutil
+
 import pytest
 
-from hypotheses import experiment
+from hypotheses import experiment, record, report
 from hypotheses.errors import UserError
 
 TEXT = (experiment.FOLDER / "hypothesis_1.yaml").read_text()
@@ -18,7 +21,7 @@ def test_what_is_registered():
     h = experiment.load("1")
     demo = h.scales["demo"]
     assert demo.registered() == ["mambaout_atto", "mambaout_atto_ssm", "mambaout_atto_identity"]
-    arms = ("ssm_causal", "ssm_cross", "act", "sham", "matched_params")
+    arms = ("sham", "ssm_causal", "ssm_cross", "act", "matched_params")
     assert demo.all()[3:] == [*(f"mambaout_atto_{arm}" for arm in arms), "vit_atto", "vit_atto_causal"]
     assert (h.looks, h.alpha) == ([5, 10, 20], 0.02)
     assert (demo.margin, h.scales["paper"].margin) == ({"imagenet": 2.0}, {"imagenet": 0.3})
@@ -46,6 +49,17 @@ def test_what_is_registered():
             "negative_control: mambaout_atto_identit",
             r"no backbone .*did you mean mambaout_atto_identity",
         ),
+        (
+            "shams: {mambaout_atto_ssm: mambaout_atto_sham}",
+            "shams: {mambaout_atto_sms: mambaout_atto_sham}",
+            r"scales\.demo\.shams: mambaout_atto_sms is none of treatments; did you mean mambaout_atto_ssm\?",
+        ),
+        ("shams: {mambaout_atto_ssm: ", "shams: {mambaout_atto_ssm: no", r"no backbone 'nomambaout_atto_sham'"),
+        (
+            "test: non_inferiority",
+            "interaction: {coco: ap}\ntest: non_inferiority",
+            r"interaction\.coco: no metric 'ap'",
+        ),
         ("test: non_inferiority", "test: t_test", r"choose one of non_inferiority, superiority"),
         ("claim: An", "claim: [An", r"hypothesis_9\.yaml, line \d+: not valid YAML"),
     ],
@@ -59,3 +73,74 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
 def test_an_unknown_hypothesis_is_refused():
     with pytest.raises(UserError, match="HYP=3: no such hypothesis; registered in experiments/: 1, 2"):
         experiment.load("3")
+
+
+# ---- registered before run -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registered(tmp_path, monkeypatch, make_records):
+    """experiments/ copied to where it can be changed, and the records of a whole look that were begun under it."""
+    folder, results = tmp_path / "experiments", tmp_path / "results"
+    shutil.copytree(experiment.FOLDER, folder)
+    monkeypatch.setattr(experiment, "FOLDER", folder)
+    values = {"mambaout_atto": 90.0, "mambaout_atto_ssm": 90.1, "mambaout_atto_identity": 40.0}
+    claims = experiment.register(results)
+    for r in make_records({arm: [value + s for s in range(5)] for arm, value in values.items()}).values():
+        assert r["provenance"]["registered"] == claims
+        record.write(results / "records" / f"{r['address']}.json", r)
+
+    def change(old, new, file="hypothesis_1.yaml"):
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+
+    return change, results
+
+
+def test_a_rule_that_was_there_before_the_runs_is_not_exploratory(registered):
+    change, results = registered
+    assert "SUPPORTED. " in report.write(experiment.load("1"), results, "demo")
+    assert len(list((results / "registered").iterdir())) == len(list(experiment.FOLDER.glob("*.yaml")))
+    change("# Written before", "# Surely written before")  # a comment
+    change("margin: {imagenet: 0.3}", "margin: {imagenet: 0.5}")  # of another scale
+    assert "EXPLORATORY" not in report.write(experiment.load("1"), results, "demo")
+
+
+def test_a_change_after_the_runs_marks_the_verdict_and_is_printed(registered):
+    change, results = registered
+    change("margin: {imagenet: 2.0}", "margin: {imagenet: 3.0}")
+    change("assay_share: 0.2", "assay_share: 0.3")
+    shown = report.write(experiment.load("1"), results, "demo")
+    assert "SUPPORTED (EXPLORATORY: not all runs were begun under this rule)" in shown
+    for text in (shown, (results / "hypothesis_1.md").read_text(), (results / "hypothesis_1.html").read_text()):
+        assert "after 15 of 15 runs scales.demo.margin.imagenet was changed from 2.0 to 3.0" in text
+        assert "after 15 of 15 runs gates.assay_share was changed from 0.2 to 0.3" in text
+
+
+def test_a_change_between_the_runs_is_dated_by_how_many_there_were(registered):
+    change, results = registered
+    change("alpha: 0.02", "alpha: 0.01")
+    now = experiment.register(results)
+    for file in sorted((results / "records").rglob("seed_[234].json")):
+        r = record.read(file)
+        r["provenance"]["registered"] = now
+        record.write(file, r)
+    assert "Exploratory: after 6 of 15 runs alpha was changed from 0.02 to 0.01." in report.write(
+        experiment.load("1"), results, "demo"
+    )
+
+
+def test_runs_that_do_not_say_and_a_lost_copy_are_named(registered):
+    change, results = registered
+    hypothesis = experiment.load("1")
+    runs = [record.read(file) for file in (results / "records").rglob("*.json")]
+    silent = copy.deepcopy(runs)
+    del silent[0]["provenance"]["registered"]
+    (said,) = experiment.changes(hypothesis, "demo", results, silent)
+    assert said == "1 of 15 runs do not say which rule was registered when they were begun"
+    change("alpha: 0.02", "alpha: 0.01")
+    (kept,) = (results / "registered").glob("hypothesis_1_*.yaml")
+    kept.write_text(kept.read_text() + "# edited\n")
+    (said,) = experiment.changes(experiment.load("1"), "demo", results, runs)
+    assert "the file was changed, from a version" in said and "is not in" in said

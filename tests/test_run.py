@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import BACKBONES
-from hypotheses import record
+from hypotheses import experiment, record
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
 from hypotheses.run import run
@@ -33,8 +33,9 @@ SHORT = [
 def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(backbone, paths, tmp_path, capsys):
     config = compose([*paths, *SMOKE, f"backbone={backbone}", "seed=3"])
     made = run(config)
-    files = list((tmp_path / "results").rglob("*"))
+    files = list((tmp_path / "results/records").rglob("*"))
     assert [f for f in files if f.is_file()] == [record.path(config)]
+    assert {f.name for f in (tmp_path / "results").iterdir()} == {"records", "registered"}
     assert (
         record.path(config).relative_to(tmp_path).as_posix() == f"results/records/smoke/imagenet/{backbone}/seed_3.json"
     )
@@ -46,6 +47,9 @@ def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(back
     )
     assert stored["config"]["backbone"]["name"] == backbone
     assert {"commit", "packages", "device", "threads", "command"} <= stored["provenance"].keys()
+    for file in experiment.FOLDER.glob("*.yaml"):  # what was claimed when it began
+        sha256 = stored["provenance"]["registered"][file.stem]
+        assert experiment.registered_copy(tmp_path / "results", file.stem, sha256).read_bytes() == file.read_bytes()
     rows = (tmp_path / "outputs" / made["address"] / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(r)["step"] for r in rows] == [2]
     before = record.path(config).stat()

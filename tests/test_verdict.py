@@ -44,12 +44,37 @@ def test_refuted_if_the_ssm_gains_more_than_the_margin_and_is_not_larger(judge):
             r["cost"] = {"params": 100, "macs": 100}
 
     v = judge(shift(4.0), edit=same_size)
-    assert v.outcome == REFUTED and "for mambaout_atto_ssm, which gains more" in v.reason
+    assert v.outcome == REFUTED and "for mambaout_atto_ssm, with which more is gained" in v.reason
 
 
 def test_a_larger_arm_that_wins_decides_nothing(judge):
     v = judge(shift(4.0))
     assert v.outcome == INCONCLUSIVE and v.reason.startswith("gate: matched size; without it: refuted")
+
+
+@pytest.mark.parametrize(
+    ("sham", "outcome"), [(shift(0.5), REFUTED), (shift(3.9, noise=(0.5, -0.5, 0.2, 0.1, -0.3)), INCONCLUSIVE)]
+)
+def test_a_larger_arm_that_beats_its_sham_refutes(hypothesis, make_records, sham, outcome):
+    records = make_records(
+        {
+            "mambaout_atto": CONTROL,
+            "mambaout_atto_ssm": shift(4.0),
+            "mambaout_atto_identity": IDENTITY,
+            "mambaout_atto_sham": sham,
+        }
+    )
+    v = verdict.judge(hypothesis, "demo", {"imagenet": records})
+    assert v.outcome == outcome and v.beds[0].wanted == ()
+    assert "over its sham, which is as large, it gains" in v.beds[0].gates[-1].detail
+
+
+def test_the_sham_is_wanted_only_where_a_larger_arm_wins(judge):
+    assert judge(shift(4.0)).beds[0].wanted == ("mambaout_atto_sham",)
+    assert judge(shift(0.3)).beds[0].wanted == ()
+    odd = judge(shift(4.0), edit=set_key("mambaout_atto_ssm", 2, ("data_fingerprint",), "other"))
+    assert odd.beds[0].wanted == ()  # it would not settle anything
+    assert judge(shift(1.0, noise=(2.0, -2.0, 1.0, -1.5, 0.5))).beds[0].wanted == ()
 
 
 def test_inconclusive_says_how_many_seeds_would_decide(judge):
@@ -269,7 +294,10 @@ def test_a_larger_arm_must_beat_its_sham(judge_2):
     v = judge_2({"coco": 2.5, "ade20k": 0.0})
     assert v.outcome == INCONCLUSIVE and v.beds[0].failed == ["matched size"] and "without it: supported" in v.reason
     beaten = judge_2({"coco": 2.5, "ade20k": 0.0}, sham=0.5)
-    assert beaten.outcome == SUPPORTED and "its sham of the same size has" in beaten.beds[0].gates[-1].detail
+    assert (
+        beaten.outcome == SUPPORTED
+        and "over its sham, which is as large, it gains +2.00 points [" in beaten.beds[0].gates[-1].detail
+    )
     assert judge_2({"coco": 2.5, "ade20k": 0.0}, sham=2.5).outcome == INCONCLUSIVE
 
 
@@ -285,6 +313,22 @@ def test_a_sham_that_is_not_whole_or_not_fair_does_not_help(judge_2, odd):
 
     v = judge_2({"coco": 2.5, "ade20k": 0.0}, sham=0.5, edit=edit)
     assert v.outcome == INCONCLUSIVE and v.beds[0].failed == ["matched size"]
+    assert v.beds[0].wanted == (("mambaout_atto_sham",) if odd == "missing" else ())
+
+
+def test_the_interaction_is_the_gain_on_the_long_task_minus_that_on_the_short_one(judge_2, make_records):
+    short = {"mambaout_atto": CONTROL, "mambaout_atto_ssm": shift(-1.0, NOISE)}
+
+    def with_short(runs):
+        runs["imagenet"] = make_records(short)
+        del runs["imagenet"]["mambaout_atto", 4]
+
+    v = judge_2({"coco": 2.5, "ade20k": 0.0}, edit=with_short)
+    assert [(i.long, i.short) for i in v.interactions] == [("coco", "imagenet"), ("ade20k", "imagenet")]
+    first, second = (i.difference for i in v.interactions)
+    assert first.mean == pytest.approx(3.5) and second.mean == pytest.approx(1.0)
+    assert first.seeds == (0, 1, 2, 3) and first.sd == pytest.approx(0.0)  # the noise is shared by the tasks
+    assert judge_2({"coco": 2.5, "ade20k": 0.0}).interactions == ()
 
 
 def test_seeds_that_agree_to_the_rounding_of_the_metric_show_no_gain(judge_2):
@@ -350,3 +394,15 @@ def test_the_rule_rarely_supports_a_gain_that_is_not_there(monkeypatch):
                 wrong += 1
                 break
     assert 0.015 <= wrong / simulations <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / simulations)
+
+
+# ---- power -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [5, 10, 20])
+def test_the_power_of_a_look_is_that_of_the_noncentral_t(n):
+    effect, alpha = verdict.detectable(n, 0.02), 0.02
+    power = stats.nct(n - 1, effect * np.sqrt(n)).sf(stats.t.ppf(1 - alpha, n - 1))
+    assert power == pytest.approx(verdict.POWER, abs=1e-4)
+    assert verdict.seeds_for(effect * 1.001, alpha) == n and verdict.seeds_for(effect * 0.999, alpha) == n + 1
+    assert verdict.seeds_for(1e-3, alpha) is None

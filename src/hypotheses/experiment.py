@@ -1,8 +1,14 @@
-"""A hypothesis as registered in experiments/: claim, arms, seeds, margin, gates; data written before the runs."""
+"""A hypothesis as registered in experiments/: claim, arms, seeds, margin, gates; data written before the runs.
 
+Each run keeps the hashes of these files as they were when it began, and a copy of them in results/registered/. So a verdict can
+say whether the rule that it goes by was written before its runs, and what was changed since.
+"""
+
+import collections
 import dataclasses
 import hashlib
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -11,6 +17,7 @@ import yaml
 from hypotheses.config import CONF, ROOT, Config, compose
 from hypotheses.errors import UserError, nearest
 from hypotheses.metrics import MARGIN_STEPS, METRICS
+from hypotheses.record import Record, differences, write_aside
 
 FOLDER = ROOT / "experiments"
 TESTS = ("non_inferiority", "superiority")
@@ -49,6 +56,7 @@ class Arms:
     treatments: list[str]
     negative_control: str
     extra: list[Contrast]
+    shams: dict[str, str] = dataclasses.field(default_factory=dict)  # by treatment: its twin without memory
 
     def registered(self) -> list[str]:
         """The arms that the verdict needs."""
@@ -57,7 +65,7 @@ class Arms:
     def all(self) -> list[str]:
         """Those, and the extra ones."""
         extra = [name for contrast in self.extra for name in (contrast.control, contrast.treatment)]
-        return list(dict.fromkeys([*self.registered(), *extra]))
+        return list(dict.fromkeys([*self.registered(), *self.shams.values(), *extra]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +81,7 @@ class Experiment:
     gates: Gates
     scales: dict[str, Arms]
     sha256: str  # of the file
+    interaction: dict[str, str] = dataclasses.field(default_factory=dict)  # the short task and its metric
 
     def config(self, scale: str, task: str, backbone: str, seed: int, overrides: list[str]) -> Config:
         """The resolved config of one of its runs."""
@@ -111,6 +120,10 @@ def parse(file: Path) -> Experiment:
         for name in arms.all():
             if name not in backbones:
                 raise UserError(f"{file}: scales.{scale}: no backbone '{name}'{nearest(name, backbones)}")
+        if odd := sorted(arms.shams.keys() - set(arms.treatments)):
+            raise UserError(
+                f"{file}: scales.{scale}.shams: {odd[0]} is none of treatments{nearest(odd[0], arms.treatments)}"
+            )
         for key, values in (("margin", arms.margin), ("chance", arms.chance)):
             if odd := sorted(values.keys() ^ experiment.tasks.keys()):
                 raise UserError(f"{file}: scales.{scale}.{key}: give one for each of tasks; odd: {', '.join(odd)}")
@@ -118,11 +131,13 @@ def parse(file: Path) -> Experiment:
         raise UserError(f"{file}: test: {experiment.test}: choose one of {', '.join(TESTS)}")
     if experiment.test == "non_inferiority" and len(experiment.tasks) != 1:
         raise UserError(f"{file}: tasks: a non_inferiority is of one task")
+    for key, group in (("tasks", experiment.tasks), ("interaction", experiment.interaction)):
+        for task, metric in group.items():
+            if task not in METRICS:
+                raise UserError(f"{file}: {key}: no task '{task}'{nearest(task, METRICS)}")
+            if metric not in METRICS[task]:
+                raise UserError(f"{file}: {key}.{task}: no metric '{metric}'{nearest(metric, METRICS[task])}")
     for task, metric in experiment.tasks.items():
-        if task not in METRICS:
-            raise UserError(f"{file}: tasks: no task '{task}'{nearest(task, METRICS)}")
-        if metric not in METRICS[task]:
-            raise UserError(f"{file}: tasks.{task}: no metric '{metric}'{nearest(metric, METRICS[task])}")
         least = MARGIN_STEPS * METRICS[task][metric].step
         for scale, arms in experiment.scales.items():
             if arms.margin[task] < least:
@@ -131,6 +146,51 @@ def parse(file: Path) -> Experiment:
                     f"{METRICS[task][metric].step:g} can decide: give {least:g} or more"
                 )
     return experiment
+
+
+def register(results: Path) -> dict[str, str]:
+    """The sha256 of every file in experiments/ as it is now, by its name; a copy of each is kept in results/registered/."""
+    hashes = {}
+    for file in sorted(FOLDER.glob("*.yaml")):
+        text = file.read_text()
+        hashes[file.stem] = digest = hashlib.sha256(text.encode()).hexdigest()
+        if not (copy := registered_copy(results, file.stem, digest)).exists():
+            write_aside(copy, text)
+    return hashes
+
+
+def registered_copy(results: Path, name: str, sha256: str) -> Path:
+    return results / "registered" / f"{name}_{sha256[:12]}.yaml"
+
+
+def changes(experiment: Experiment, scale: str, results: Path, runs: Sequence[Record]) -> list[str]:
+    """What was changed in the file of a hypothesis after some of its `runs` of a scale were begun, a text for each key; empty
+    where the rule is the one that all of them were begun under. Comments and other scales are no part of it."""
+    name = f"hypothesis_{experiment.hypothesis}"
+    counts = collections.Counter(run["provenance"].get("registered", {}).get(name) for run in runs)
+    found = []
+    for digest, count in sorted(counts.items(), key=str):
+        if digest == experiment.sha256:
+            continue
+        when = f"after {count} of {len(runs)} runs"
+        if digest is None:
+            found.append(f"{count} of {len(runs)} runs do not say which rule was registered when they were begun")
+            continue
+        copy = registered_copy(results, name, digest)
+        if not copy.exists() or hashlib.sha256(copy.read_bytes()).hexdigest() != digest:
+            found.append(
+                f"{when} the file was changed, from a version (sha256 {digest[:12]}) that is not in {copy.parent}"
+            )
+            continue
+        was, now = (rule_of(file, scale) for file in (copy, FOLDER / f"{name}.yaml"))
+        found += [f"{when} {key} was changed from {old} to {new}" for key, old, new in differences(was, now)]
+    return found
+
+
+def rule_of(file: Path, scale: str) -> dict[str, Any]:
+    """What a file of experiments/ says about one scale."""
+    content = yaml.safe_load(file.read_text())
+    return content | {"scales": {scale: content.get("scales", {}).get(scale, {})}}
 
 
 def convert(value: Any, kind: Any, file: Path, key: str) -> Any:
@@ -147,10 +207,10 @@ def convert(value: Any, kind: Any, file: Path, key: str) -> Any:
         for name in value:
             if name not in hints:
                 raise UserError(f"{file}: unknown key {prefix}{name}{nearest(str(name), hints)}")
-        for name in hints:
-            if name not in value:
-                raise UserError(f"{file}: key {prefix}{name} is missing")
-        return kind(**{name: convert(value[name], hint, file, prefix + name) for name, hint in hints.items()})
+        for field in dataclasses.fields(kind):
+            if field.name not in value and field.default_factory is dataclasses.MISSING:
+                raise UserError(f"{file}: key {prefix}{field.name} is missing")
+        return kind(**{name: convert(value[name], hints[name], file, prefix + name) for name in value})
     origin, args = get_origin(kind), get_args(kind)
     if origin is list:
         if not isinstance(value, list):

@@ -64,9 +64,9 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
     runs: dict[str, dict[tuple[str, int], record.Record]] = {}
     pictures: dict[str, dict[str, Path]] = {}
     unregistered: dict[str, list[str]] = {}
-    for task in hypothesis.tasks:
+    for task in (*hypothesis.tasks, *hypothesis.interaction):
         runs[task], pictures[task], unregistered[task] = {}, {}, []
-        for arm in arms.all():
+        for arm in arms.all() if task in hypothesis.tasks else [arms.control, *arms.treatments]:
             folder = results / "records" / scale / task / arm
             asked: Config = {}
             for file in sorted(folder.glob("seed_*.json")):
@@ -75,6 +75,8 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
                     continue
                 seed = found["config"]["seed"]
                 runs[task][arm, seed] = found
+                if task not in hypothesis.tasks:
+                    continue
                 asked = asked or hypothesis.config(scale, task, arm, seed, [])
                 registered = {k: asked[k] for k in record.IDENTITY} | {"seed": seed}
                 for key, was, now in record.differences(found["config"], registered):
@@ -82,7 +84,9 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
             if (folder / "seed_0.jpg").exists():
                 pictures[task][arm] = folder / "seed_0.jpg"
     judged = verdict.judge(hypothesis, scale, runs, unregistered)
-    runs = {task: {k: found for k, found in of_task.items() if k[1] in judged.seeds} for task, of_task in runs.items()}
+    runs = {task: {k: r for k, r in runs[task].items() if k[1] in judged.seeds} for task in hypothesis.tasks}
+    decisive = [r for of_task in runs.values() for (arm, _), r in of_task.items() if arm in arms.registered()]
+    judged = dataclasses.replace(judged, changes=tuple(experiment.changes(hypothesis, scale, results, decisive)))
     return Section(scale, arms, runs, judged, pictures)
 
 
@@ -101,6 +105,7 @@ def headline(hypothesis: Experiment, s: Section) -> str:
     """The verdict in a sentence, with n, interval, unit, margin and scale."""
     v = s.verdict
     said = f"Hypothesis {hypothesis.hypothesis} at {s.scale} scale: {v.outcome.upper()}"
+    said += " (EXPLORATORY: not all runs were begun under this rule)" if v.changes else ""
     changes = []
     for bed in v.beds:
         if not bed.contrasts:
@@ -120,6 +125,28 @@ def headline(hypothesis: Experiment, s: Section) -> str:
         return f"{said} ({v.reason})"
     text = "; ".join(changes)
     return f"{said}. {text[0].upper()}{text[1:]}: {v.reason}"
+
+
+def remarks(hypothesis: Experiment, s: Section) -> list[str]:
+    """What stands below the verdict: changes of the rule, and what is shown beside it and decides nothing."""
+    lines = [f"Exploratory: {change}." for change in s.verdict.changes]
+    for found in s.verdict.interactions:
+        c = found.difference
+        lines.append(
+            f"Interaction, which decides nothing: the gain of {c.treatment} on {found.long} minus that on {found.short} is "
+            f"{interval(c)} points ({confidence(c)} interval, n = {c.n} seeds), of two metrics; if the length mattered it would be "
+            "above 0."
+        )
+    if hypothesis.interaction and not s.verdict.interactions:
+        lines.append(
+            f"The interaction with the short task, {' and '.join(hypothesis.interaction)}, is not known yet: "
+            f"make sweep HYP=1{scale_word(s)}"
+        )
+    return lines
+
+
+def scale_word(s: Section) -> str:
+    return f" SCALE={s.scale}" if s.scale != "demo" else ""
 
 
 def arm_rows(hypothesis: Experiment, s: Section, bed: Bed) -> list[list[str]]:
@@ -204,10 +231,8 @@ def seed_rows(s: Section, bed: Bed) -> tuple[list[str], list[list[str]]]:
 
 def command(hypothesis: Experiment, s: Section) -> str:
     seeds = len(s.verdict.seeds)
-    words = ["make sweep", f"HYP={hypothesis.hypothesis}"]
-    words += [f"SCALE={s.scale}"] if s.scale != "demo" else []
-    words += [f"SEEDS={seeds}"] if seeds != hypothesis.looks[0] else []
-    return " ".join(words)
+    more = f" SEEDS={seeds}" if seeds != hypothesis.looks[0] else ""
+    return f"make sweep HYP={hypothesis.hypothesis}{scale_word(s)}{more}"
 
 
 def provenance(s: Section) -> list[str]:
@@ -243,7 +268,7 @@ def terminal(hypothesis: Experiment, s: Section) -> str:
         lines += ["", *(f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.detail}" for g in bed.gates)]
         if bed.missing:
             lines += ["", f"Missing: {missing_text(bed)}. Type: {command(hypothesis, s)}"]
-    return "\n".join([*lines, "", headline(hypothesis, s), s.arms.about])
+    return "\n".join([*lines, "", headline(hypothesis, s), *remarks(hypothesis, s), s.arms.about])
 
 
 # ---- Markdown and HTML -----------------------------------------------------------------------------------------------
@@ -257,6 +282,7 @@ def markdown(hypothesis: Experiment, sections: list[Section], results: Path) -> 
     lines = [f"# Hypothesis {hypothesis.hypothesis}: {hypothesis.claim}", "", f"Source: {hypothesis.source}.", ""]
     for s in sections:
         lines += [f"## {s.scale.capitalize()} scale", "", f"**{headline(hypothesis, s)}**", "", s.arms.about, ""]
+        lines += [line for remark in remarks(hypothesis, s) for line in (remark, "")]
         for bed in s.verdict.beds:
             lines += [f"### {bed.task}", ""] if len(s.verdict.beds) > 1 else []
             lines += [f"![paired differences]({figure_name(hypothesis, s, bed)})", ""]
@@ -336,6 +362,7 @@ def html(hypothesis: Experiment, sections: list[Section], figures: dict[str, str
             "outcome": s.verdict.outcome,
             "headline": headline(hypothesis, s),
             "about": s.arms.about,
+            "remarks": remarks(hypothesis, s),
             "beds": [
                 {
                     "task": bed.task if len(s.verdict.beds) > 1 else "",
@@ -456,6 +483,19 @@ def draw_arms(axes: Any, s: Section, bed: Bed) -> None:
     axes.set_title("can this bed see a mixer?", fontsize=9, loc="left", pad=14)
 
 
+def check_overrides(overrides: list[str]) -> None:
+    for override in overrides:
+        if not override.startswith("paths."):
+            raise UserError(f"{override}: a report takes paths only, such as paths.results=FOLDER")
+
+
+def check_scale(hypothesis: Experiment, scale: str) -> None:
+    if scale not in hypothesis.scales:
+        raise UserError(
+            f"SCALE={scale}: hypothesis {hypothesis.hypothesis} is registered at {', '.join(hypothesis.scales)}"
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="make report HYP=1",
@@ -467,11 +507,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
     hypothesis = experiment.load(asked.hypothesis)
-    for override in asked.overrides:
-        if not override.startswith("paths."):
-            raise UserError(f"{override}: a report takes paths only, such as paths.results=FOLDER")
-    if asked.scale and asked.scale not in hypothesis.scales:
-        raise UserError(f"SCALE={asked.scale}: choose one of {', '.join(hypothesis.scales)}")
+    check_overrides(asked.overrides)
+    if asked.scale:
+        check_scale(hypothesis, asked.scale)
     results = Path(compose(asked.overrides)["paths"]["results"])
     print(write(hypothesis, results, asked.scale))
 

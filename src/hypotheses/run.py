@@ -3,7 +3,7 @@
     python -m hypotheses.run task=imagenet backbone=mambaout_atto_ssm seed=1
     python -m hypotheses.run task=imagenet backbone=mambaout_tiny mode=eval weights=timm/mambaout_tiny.in1k
 
-It knows no library and no hypothesis. Nothing heavy is imported before it is needed.
+It knows no library, and of the hypotheses only what was registered when a run began. Nothing heavy is imported before it is needed.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 
 import hydra
 
-from hypotheses import allocator, data, pretrained, record
+from hypotheses import allocator, data, experiment, pretrained, record
 from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
 from hypotheses.metrics import METRICS
@@ -50,6 +50,7 @@ def run(config: Config) -> record.Record | None:
     from hypotheses import cost, tasks
 
     network = cost.of_run(config)  # a network that cannot be built is known before processes are started for it
+    registered = experiment.register(Path(config["paths"]["results"])) if main_process else {}
     if launches_others(config):
         launch(config)
 
@@ -73,7 +74,8 @@ def run(config: Config) -> record.Record | None:
             "cost": network,
             "curve": task.curve(job),
             "seconds": round(time.monotonic() - started, 1),
-            "provenance": record.provenance(config, device_name(config)) | {"pretrained": digest},
+            "provenance": record.provenance(config, device_name(config))
+            | {"pretrained": digest, "registered": registered},
         }
         record.write(record.path(config), result)
         try:

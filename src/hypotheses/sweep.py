@@ -300,10 +300,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     asked = parse(sys.argv[1:] if arguments is None else arguments)
     hypothesis = experiment.load(asked.hypothesis)
-    if asked.scale not in hypothesis.scales:
-        raise UserError(
-            f"SCALE={asked.scale}: hypothesis {hypothesis.hypothesis} is registered at {', '.join(hypothesis.scales)}"
-        )
+    report.check_scale(hypothesis, asked.scale)
     seeds = hypothesis.looks[0] if asked.seeds is None else asked.seeds
     if seeds not in hypothesis.looks:
         planned = ", ".join(map(str, hypothesis.looks))
@@ -327,8 +324,14 @@ def main(arguments: list[str] | None = None) -> int:
     names = arms.all() if asked.arms == "all" else arms.registered()
     tasks = [asked.task] if asked.task else list(hypothesis.tasks)
     code = sweep(hypothesis, asked.scale, seeds, names, asked.jobs, asked.overrides, tasks)
-    paths = hypothesis.config(asked.scale, tasks[0], arms.control, 0, asked.overrides)["paths"]
-    print(report.write(hypothesis, Path(paths["results"]), asked.scale))
+    results = Path(hypothesis.config(asked.scale, tasks[0], arms.control, 0, asked.overrides)["paths"]["results"])
+    for bed in report.section(hypothesis, results, asked.scale).verdict.beds:
+        if bed.wanted and bed.task in tasks:
+            print(
+                f"{bed.task}: the SSM arm wins and is the larger one, so it must beat its sham, which is as large, too"
+            )
+            code |= sweep(hypothesis, asked.scale, seeds, list(bed.wanted), asked.jobs, asked.overrides, [bed.task])
+    print(report.write(hypothesis, results, asked.scale))
     return code
 
 

@@ -7,6 +7,7 @@ interval is the two-sided t interval at confidence 1 - 2 alpha, so that each of 
 
 import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -65,11 +66,22 @@ class Bed:
     extra: tuple[Difference, ...]
     gates: tuple[Gate, ...]
     missing: tuple[tuple[str, int], ...]  # runs of this look that are not recorded, (backbone, seed)
+    wanted: tuple[str, ...] = ()  # shams without whose runs a larger treatment that wins decides nothing
 
     @property
     def failed(self) -> list[str]:
         """Names of the gates that did not pass."""
         return [gate.name for gate in self.gates if not gate.passed]
+
+
+@dataclasses.dataclass(frozen=True)
+class Interaction:
+    """e on a long task minus e on the short one, over the seeds that both have: what "because the sequence is long" predicts to
+    be positive. The two are points of different metrics, so its sign says more than its size."""
+
+    long: str
+    short: str
+    difference: Difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +92,12 @@ class Verdict:
     reason: str
     beds: tuple[Bed, ...]  # by task
     seeds: tuple[int, ...]  # of the look that was judged
+    changes: tuple[str, ...] = ()  # of the rule after runs were begun, which make the verdict exploratory
+    interactions: tuple["Interaction", ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.outcome}, exploratory" if self.changes else self.outcome
 
 
 def compare(
@@ -87,21 +105,43 @@ def compare(
 ) -> Difference | None:
     """d over those of `seeds` for which both arms are recorded; None for fewer than two. Of a metric that is rounded to `step` the
     deviation is taken as that of the rounding at least, step / sqrt(6), so that seeds which agree by rounding decide nothing."""
-    from scipy import stats
-
     both = [s for s in seeds if (treatment, s) in runs and (control, s) in runs]
     if len(both) < 2:
         return None
     values = {arm: np.array([runs[arm, s]["metrics"][metric] for s in both]) for arm in (control, treatment)}
-    d = np.round(values[control] - values[treatment], 9)  # so that equal differences are equal
+    return estimate(treatment, control, both, values[control] - values[treatment], alpha, step)
+
+
+def estimate(
+    treatment: str, control: str, seeds: Sequence[int], values: np.ndarray, alpha: float, step: float = 0.0
+) -> Difference:
+    """The mean of one value per seed, with its t interval."""
+    from scipy import stats
+
+    d = np.round(values, 9)  # so that equal differences are equal
     mean, sd = float(d.mean()), max(float(d.std(ddof=1)), step / math.sqrt(6))
-    half = float(stats.t.ppf(1 - alpha, len(both) - 1)) * sd / math.sqrt(len(both))
-    low, high = mean - half, mean + half
-    return Difference(treatment, control, tuple(both), tuple(map(float, d)), mean, sd, low, high, alpha)
+    half = float(stats.t.ppf(1 - alpha, len(d) - 1)) * sd / math.sqrt(len(d))
+    return Difference(treatment, control, tuple(seeds), tuple(map(float, d)), mean, sd, mean - half, mean + half, alpha)
 
 
-def non_inferiority(contrasts: Sequence[Difference], margin: float, alpha: float) -> tuple[str, str]:
-    """The rule of hypothesis 1, and why: (outcome, reason).
+def interactions(experiment: Experiment, scale: str, runs: Mapping[str, Runs], look: int) -> tuple[Interaction, ...]:
+    """Of every treatment and long task, over the seeds of the look for which the short task is recorded too."""
+    arms, found = experiment.scales[scale], []
+    for short, metric in experiment.interaction.items():
+        for long, arm in itertools.product(experiment.tasks, arms.treatments):
+            gains = [
+                compare(runs.get(task, {}), name, arm, arms.control, range(look), experiment.alpha)
+                for task, name in ((long, experiment.tasks[long]), (short, metric))
+            ]
+            e = [dict(zip(g.seeds, (-d for d in g.d), strict=True)) if g else {} for g in gains]
+            if len(both := sorted(e[0].keys() & e[1].keys())) > 1:
+                values = np.array([e[0][seed] - e[1][seed] for seed in both])
+                found.append(Interaction(long, short, estimate(arm, arms.control, both, values, experiment.alpha)))
+    return tuple(found)
+
+
+def non_inferiority(contrasts: Sequence[Difference], margin: float, alpha: float) -> tuple[str, str, set[str]]:
+    """The rule of hypothesis 1: outcome, reason, and the treatments that refute it.
 
     Supported if for every treatment the lower bound of d is above -margin: without the SSM nothing that matters is lost.
     Every one must hold, so alpha needs no correction. Refuted if for any treatment d is below -margin (one-sided t test
@@ -119,19 +159,19 @@ def non_inferiority(contrasts: Sequence[Difference], margin: float, alpha: float
             how = "equivalent: neither arm leads by the margin"
         else:
             how = "not worse without it"
-        return SUPPORTED, f"the lower bound {worst.low:+.2f} is above the margin of -{margin:g} ({how})"
+        return SUPPORTED, f"the lower bound {worst.low:+.2f} is above the margin of -{margin:g} ({how})", set()
     p = [one_sided(-(c.mean + margin), c) for c in contrasts]
-    if multipletests(p, alpha, method="holm")[0].any():
-        best = contrasts[int(np.argmin(p))]
-        return (
-            REFUTED,
-            f"d is below the margin of -{margin:g} for {best.treatment}, which gains more (Holm over treatments)",
-        )
+    holds = multipletests(p, alpha, method="holm")[0]
+    if holds.any():
+        gain = [c.treatment for c, held in zip(contrasts, holds, strict=True) if held]
+        what = f"d is below the margin of -{margin:g} for {' and '.join(gain)}, with which more is gained"
+        return REFUTED, f"{what} (Holm over treatments)", set(gain)
     need = seeds_needed(worst, margin)
     advice = f"about {need} seeds would decide with power {POWER:g}" if need else "more seeds would not decide it soon"
     return (
         INCONCLUSIVE,
         f"the interval {worst.low:+.2f} to {worst.high:+.2f} is on neither side of -{margin:g}; {advice}",
+        set(),
     )
 
 
@@ -183,18 +223,29 @@ def one_sided(excess: float, contrast: Difference) -> float:
 
 def seeds_needed(contrast: Difference, margin: float) -> int | None:
     """Seeds for power POWER if the mean and deviation seen so far are the true ones; None above a thousand."""
-    from statsmodels.stats.power import TTestPower
-
     if contrast.sd == 0:
         return None
-    effect = abs(contrast.mean + margin) / contrast.sd
+    return seeds_for(abs(contrast.mean + margin) / contrast.sd, contrast.alpha, contrast.n + 1)
+
+
+def seeds_for(effect: float, alpha: float, first: int = 2) -> int | None:
+    """Seeds, from `first` on, with which a one-sided paired t test at alpha sees a mean of `effect` deviations with power POWER;
+    None above a thousand."""
+    from statsmodels.stats.power import TTestPower
 
     def power(n: int) -> float:
-        return TTestPower().power(effect, n, contrast.alpha, alternative="larger")
+        return TTestPower().power(effect, n, alpha, alternative="larger")
 
-    seeds = range(contrast.n + 1, 1001)
+    seeds = range(first, 1001)
     found = bisect.bisect_left(seeds, POWER, key=power)
     return seeds[found] if found < len(seeds) else None
+
+
+def detectable(n: int, alpha: float) -> float:
+    """The mean, in deviations, that a one-sided paired t test at alpha sees with power POWER in n seeds."""
+    from statsmodels.stats.power import TTestPower
+
+    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=POWER, alternative="larger"))
 
 
 def judge(
@@ -219,18 +270,18 @@ def judge(
 
     def with_size(bed: Bed, winners: Sequence[str]) -> Bed:
         """The bed with the gate that needs to know which treatments win."""
-        extra = bed.extra if experiment.test == "superiority" else ()
-        size = matched_size(runs[bed.task], arms, winners, extra, look, experiment)
-        return dataclasses.replace(bed, gates=(*bed.gates, size))
+        size, wanted = matched_size(runs[bed.task], bed.metric, arms, winners, look, experiment)
+        return dataclasses.replace(bed, gates=(*bed.gates, size), wanted=() if bed.failed else wanted)
 
     seeds = tuple(range(look))
     if experiment.test == "superiority":
-        return Verdict(*judge_superiority(beds, arms, alpha, with_size), seeds=seeds)
+        long_short = interactions(experiment, scale, runs, look)
+        return Verdict(*judge_superiority(beds, arms, alpha, with_size), seeds=seeds, interactions=long_short)
     (bed,) = beds
     if bed.missing:
         return Verdict(INCONCLUSIVE, bed.gates[0].detail, (bed,), seeds)
-    outcome, reason = non_inferiority(bed.contrasts, arms.margin[bed.task], alpha)
-    bed = with_size(bed, arms.treatments if outcome == REFUTED else ())
+    outcome, reason, better = non_inferiority(bed.contrasts, arms.margin[bed.task], alpha)
+    bed = with_size(bed, sorted(better))
     if bed.failed:
         reason = f"gate: {', '.join(bed.failed)}; without it: {outcome}, {reason}"
         outcome = INCONCLUSIVE
@@ -403,27 +454,17 @@ def trained(runs: Runs, metric: str, arms: Arms, seeds: Sequence[int], margin: f
     return Gate("trained", gains[worst] <= most, detail)
 
 
-def fair_sham(runs: Runs, arms: Arms, sham: Difference, look: int, experiment: Experiment) -> bool:
-    """The sham was run on every seed of the look, with the recipe, data, code and software of the registered arms."""
-    with_it = dataclasses.replace(arms, treatments=[*arms.treatments, sham.treatment])
-    seeds = range(look)
-    return (
-        sham.n == look
-        and same_recipe(runs, with_it, seeds, experiment.pair_may_differ).passed
-        and same_provenance(runs, with_it, seeds).passed
-    )
-
-
 def matched_size(
-    runs: Runs, arms: Arms, winners: Sequence[str], extra: Sequence[Difference], look: int, experiment: Experiment
-) -> Gate:
-    """Parameters and MACs agree, or no treatment wins that is larger, or it beats its sham too, which is as large.
+    runs: Runs, metric: str, arms: Arms, winners: Sequence[str], look: int, experiment: Experiment
+) -> tuple[Gate, tuple[str, ...]]:
+    """Parameters and MACs agree, or no treatment wins that is larger, or it beats its sham too, which is as large: one-sided at
+    alpha, on every seed of the look. As the sham is asked only after a win, alpha needs no further share. With the gate: the
+    shams whose runs would settle it.
 
     winners  the treatments that are better than their control
-    extra    e of the extra arms, a treatment's sham against it among them
     """
     control = runs[arms.control, 0]["cost"]
-    details, passed = [], True
+    details, passed, wanted = [], True, []
     for arm in arms.treatments:
         cost = runs[arm, 0]["cost"]
         percent = {key: 100 * (cost[key] / control[key] - 1) for key in ("params", "macs")}
@@ -434,14 +475,35 @@ def matched_size(
         details.append(f"{arm} has {percent['params']:+.1f} % parameters, {percent['macs']:+.1f} % MACs")
         if within or arm not in winners or max(percent.values()) <= 0:
             continue
-        sham = next((c for c in extra if c.control == arm and c.treatment.endswith("_sham")), None)
-        if sham and sham.high < 0 and fair_sham(runs, arms, sham, look, experiment):
-            details[-1] += f", and its sham of the same size has {-sham.high:.2f} points less at least"
-        else:
-            passed = False
-    tail = (
-        "no larger arm wins by its size, or the sizes agree"
-        if passed
-        else "the larger arm wins, which its size alone may explain: compare it with its sham (ARMS=all)"
+        beaten, said = beats_sham(runs, metric, arms, arm, look, experiment)
+        details[-1] += f", and wins; {said}"
+        passed &= beaten is True
+        wanted += [arms.shams[arm]] if beaten is None else []
+    tail = "no arm wins by its size" if passed else "the larger arm's size alone may explain it"
+    return Gate("matched size", passed, f"{'; '.join(details)}: {tail}"), tuple(wanted)
+
+
+def beats_sham(
+    runs: Runs, metric: str, arms: Arms, arm: str, look: int, experiment: Experiment
+) -> tuple[bool | None, str]:
+    """Whether a treatment is better than its sham, None if that needs more runs; and what there is to say of it."""
+    if (sham := arms.shams.get(arm)) is None:
+        return False, "no sham of it is registered"
+    seeds = range(look)
+    there = sum((sham, seed) in runs for seed in seeds)
+    if there < look:
+        return None, f"its sham, which is as large, is to be compared: {there} of {look} runs of {sham} are recorded"
+    step = METRICS[runs[sham, 0]["config"]["task"]["name"]][metric].step
+    gain = compare(runs, metric, sham, arm, seeds, experiment.alpha, step)
+    assert gain
+    with_it = dataclasses.replace(arms, treatments=[*arms.treatments, sham])
+    for gate in (
+        same_recipe(runs, with_it, seeds, experiment.pair_may_differ),
+        same_provenance(runs, with_it, seeds),
+    ):
+        if not gate.passed:
+            return False, f"its sham cannot be compared: {gate.detail}"
+    return (
+        gain.low > 0,
+        f"over its sham, which is as large, it gains {gain.mean:+.2f} points [{gain.low:+.2f}, {gain.high:+.2f}]",
     )
-    return Gate("matched size", passed, f"{'; '.join(details)}: {tail}")

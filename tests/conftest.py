@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from hypotheses import allocator, experiment
+from hypotheses import allocator, bootstrap, experiment, metrics, record
 from hypotheses.config import CONF, ROOT, compose
 
 torch.set_num_threads(1)  # tests run side by side
@@ -72,6 +73,23 @@ def composed(task: str, backbone: str) -> dict:
 
 
 @pytest.fixture
+def check_kept():
+    """What a run has kept of its images gives its own metrics back, to what its library rounds to."""
+
+    def check(stored: record.Record, results: Path) -> None:
+        kept = bootstrap.read(stored, results)
+        assert kept and bootstrap.size(kept) == stored["metrics"]["val_images"]
+        known = metrics.METRICS[stored["config"]["task"]["name"]]
+        made = [name for name in known if name in bootstrap.METRICS]
+        assert made
+        for name in made:
+            again = bootstrap.resampled(name, kept, np.ones((1, bootstrap.size(kept)), int))[0]
+            assert again == pytest.approx(stored["metrics"][name], abs=known[name].step / 2 + 1e-4), name
+
+    return check
+
+
+@pytest.fixture
 def make_records():
     """Hand-made records of the demo: {backbone: [metric of seed 0, 1, ...]} -> {(backbone, seed): record}, of classification
     unless another task is named."""
@@ -100,9 +118,9 @@ def make_records():
 
     def make(values: dict[str, list[float]], task: str = "imagenet") -> dict:
         records = {}
-        for backbone, metrics in values.items():
+        for backbone, numbers in values.items():
             config = composed(task, backbone)
-            for seed, metric in enumerate(metrics):
+            for seed, metric in enumerate(numbers):
                 r = copy.deepcopy(template)
                 r["config"] = {k: copy.deepcopy(config[k]) for k in ("task", "backbone", "scale", "recipe")} | {
                     "seed": seed

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from conftest import BACKBONES
-from hypotheses import data, metrics, pretrained, record, tasks
+from hypotheses import bootstrap, data, metrics, pretrained, record, tasks
 from hypotheses.config import compose
 from hypotheses.errors import UserError
 from hypotheses.run import evaluate, run
@@ -32,7 +32,7 @@ def job(config: dict, folder: Path) -> dense.Job:
     return task.build(tasks.Run(config, data.prepare(config), folder))
 
 
-def check_smoke_run(task: str, backbone: str, paths: list[str], tmp_path: Path, capsys) -> None:
+def check_smoke_run(task: str, backbone: str, paths: list[str], tmp_path: Path, capsys, check_kept) -> None:
     """One valid record with pictures, skipped the second time."""
     config = smoke(task, paths, f"backbone={backbone}", "seed=3")
     made = run(config)
@@ -51,6 +51,7 @@ def check_smoke_run(task: str, backbone: str, paths: list[str], tmp_path: Path, 
     assert row["step"] == 2 and row["train_loss"] > 0 and row.keys() >= known.keys() - {"miou_multi_scale_percent"}
     beat = json.loads((tmp_path / "outputs" / made["address"] / "heartbeat.json").read_text())
     assert (beat["step"], beat["steps"], beat["seconds_left"]) == (2, 2, 0)
+    check_kept(stored, tmp_path / "results")
     picture = Image.open(record.path(config).with_suffix(".jpg"))
     assert picture.width >= 2 * 96 and picture.height >= 2 * 96
     capsys.readouterr()
@@ -59,15 +60,15 @@ def check_smoke_run(task: str, backbone: str, paths: list[str], tmp_path: Path, 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("backbone", FAMILIES)
-def test_a_smoke_run_leaves_one_valid_record(task, backbone, paths, tmp_path, capsys):
-    check_smoke_run(task, backbone, paths, tmp_path, capsys)
+def test_a_smoke_run_leaves_one_valid_record(task, backbone, paths, tmp_path, capsys, check_kept):
+    check_smoke_run(task, backbone, paths, tmp_path, capsys, check_kept)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in FAMILIES])
-def test_every_backbone_makes_a_smoke_run(task, backbone, paths, tmp_path, capsys):
-    check_smoke_run(task, backbone, paths, tmp_path, capsys)
+def test_every_backbone_makes_a_smoke_run(task, backbone, paths, tmp_path, capsys, check_kept):
+    check_smoke_run(task, backbone, paths, tmp_path, capsys, check_kept)
 
 
 # ---- what the arms of a seed share -----------------------------------------------------------------------------------
@@ -373,6 +374,11 @@ def test_mask_rcnn_learns_a_few_scenes_by_heart(paths, tmp_path, monkeypatch):
     dense.train(made)
     found = dense.evaluate(made)
     assert found["box_ap_percent"] > 70 and found["mask_ap_percent"] > 50, found
+    kept = dense.predictions(made)  # of which the resampled metrics are made
+    for name, value in found.items():
+        if name != "val_images":
+            again = bootstrap.resampled(name, kept, np.ones((1, bootstrap.size(kept)), int))[0]
+            assert again == pytest.approx(value, abs=0.0501), name
 
 
 # ---- mistakes and accidents ------------------------------------------------------------------------------------------
@@ -446,7 +452,7 @@ def test_a_loss_that_is_no_number_ends_the_run(task, paths, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_two_processes_leave_one_record(task, paths, tmp_path, command):
+def test_two_processes_leave_one_record(task, paths, tmp_path, command, check_kept):
     ddp = ["hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "hardware.threads=1"]
     few = ["recipe.batch_size=4", "recipe.data.val_images=3"]  # that do not divide by two
     done = command("hypotheses.run", f"task={task}", "scale=smoke", *few, *ddp, *paths)
@@ -456,6 +462,7 @@ def test_two_processes_leave_one_record(task, paths, tmp_path, command):
     assert r["metrics"]["val_images"] == 3 and r["provenance"]["hardware"]["devices"] == 2
     assert r["metrics"].keys() == metrics.METRICS[task].keys() | {"val_images"}
     assert len(list((tmp_path / "results").rglob("*.jpg"))) == 1
+    check_kept(r, tmp_path / "results")
 
 
 def test_pictures_are_small(paths):

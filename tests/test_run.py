@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import BACKBONES
-from hypotheses import experiment, record
+from hypotheses import bootstrap, experiment, record
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
 from hypotheses.run import run
@@ -30,11 +30,13 @@ SHORT = [
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(backbone, paths, tmp_path, capsys):
+def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(
+    backbone, paths, tmp_path, capsys, check_kept
+):
     config = compose([*paths, *SMOKE, f"backbone={backbone}", "seed=3"])
     made = run(config)
     files = list((tmp_path / "results/records").rglob("*"))
-    assert [f for f in files if f.is_file()] == [record.path(config)]
+    assert {f for f in files if f.is_file()} == {record.path(config), bootstrap.path(record.path(config))}
     assert {f.name for f in (tmp_path / "results").iterdir()} == {"records", "registered"}
     assert (
         record.path(config).relative_to(tmp_path).as_posix() == f"results/records/smoke/imagenet/{backbone}/seed_3.json"
@@ -47,6 +49,7 @@ def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(back
     )
     assert stored["config"]["backbone"]["name"] == backbone
     assert {"commit", "packages", "device", "threads", "command"} <= stored["provenance"].keys()
+    check_kept(stored, tmp_path / "results")
     for file in experiment.FOLDER.glob("*.yaml"):  # what was claimed when it began
         sha256 = stored["provenance"]["registered"][file.stem]
         assert experiment.registered_copy(tmp_path / "results", file.stem, sha256).read_bytes() == file.read_bytes()
@@ -238,7 +241,7 @@ def test_a_killed_run_leaves_no_record_and_runs_again(number, paths, tmp_path, c
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one(paths, command, tmp_path):
+def test_two_processes_agree_with_one(paths, command, tmp_path, check_kept):
     """torchrun and gloo on the CPU: the same batches, and only the first process writes."""
     common = ["recipe.data={source: random, train_images: 64, val_images: 20}", "recipe.epochs=2", "recipe.mix=null"]
     for tag, more in (
@@ -253,5 +256,8 @@ def test_two_processes_agree_with_one(paths, command, tmp_path):
     for a, b in zip(one["curve"], two["curve"], strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-3)
     assert two["metrics"]["val_images"] == 20
+    kept = [bootstrap.read(r, tmp_path / "results")["annotated"].tolist() for r in (one, two)]
+    assert kept[0] == kept[1]  # in the order of the images
+    check_kept(two, tmp_path / "results")
     assert two["metrics"]["val_loss"] == pytest.approx(one["metrics"]["val_loss"], rel=1e-3)
     assert "2 x CPU" in two["provenance"]["device"]

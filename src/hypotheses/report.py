@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hypotheses import experiment, record, verdict
+from hypotheses import bootstrap, experiment, record, verdict
 from hypotheses.config import Config, compose
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Arms, Experiment
@@ -31,6 +31,9 @@ class Section:
     runs: dict[str, dict[tuple[str, int], record.Record]]  # by task, then by arm and seed
     verdict: Verdict
     pictures: dict[str, dict[str, Path]]  # by task, then by arm: what its first seed has drawn
+    over_images: dict[
+        tuple[str, Difference], bootstrap.Interval
+    ]  # by task and contrast, of those whose runs have kept enough
 
     @property
     def records(self) -> list[record.Record]:
@@ -43,6 +46,7 @@ def write(hypothesis: Experiment, results: Path, scale: str | None = None) -> st
     sections = [
         s for s in (section(hypothesis, results, name) for name in hypothesis.scales) if s.records or s.scale == scale
     ]
+    sections = [dataclasses.replace(s, over_images=over_images(hypothesis, results, s)) for s in sections]
     sections = sections or [section(hypothesis, results, next(iter(hypothesis.scales)))]
     records = [r for s in sections for r in s.records]
     figures = {figure_name(hypothesis, s, bed): figure(hypothesis, s, bed) for s in sections for bed in s.verdict.beds}
@@ -87,7 +91,20 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
     runs = {task: {k: r for k, r in runs[task].items() if k[1] in judged.seeds} for task in hypothesis.tasks}
     decisive = [r for of_task in runs.values() for (arm, _), r in of_task.items() if arm in arms.registered()]
     judged = dataclasses.replace(judged, changes=tuple(experiment.changes(hypothesis, scale, results, decisive)))
-    return Section(scale, arms, runs, judged, pictures)
+    return Section(scale, arms, runs, judged, pictures, {})
+
+
+def over_images(hypothesis: Experiment, results: Path, s: Section) -> dict[tuple[str, Difference], bootstrap.Interval]:
+    """The interval over images of every contrast, in the direction that the hypothesis is about."""
+    found = {}
+    for bed in s.verdict.beds:
+        runs = s.runs[bed.task]
+        for c in (*bed.contrasts, *bed.extra):
+            first, second = (c.treatment, c.control) if hypothesis.test == "superiority" else (c.control, c.treatment)
+            pairs = [(runs[first, seed], runs[second, seed]) for seed in c.seeds]
+            if interval := bootstrap.compare(results, bed.metric, pairs, 1 - 2 * c.alpha):
+                found[bed.task, c] = interval
+    return found
 
 
 # ---- numbers as text, formatted once ---------------------------------------------------------------------------------
@@ -177,6 +194,7 @@ def arm_rows(hypothesis: Experiment, s: Section, bed: Bed) -> list[list[str]]:
                 str(len(records)),
                 f"{mean:.2f}{spread}",
                 f"{interval(c)}{seeds}{against}" if c else "",
+                images_cell(s.over_images.get((bed.task, c))) if c else "",
                 *others(bed, records),
                 f"{records[0]['cost']['params']:,}",
                 f"{macs / 1e6:,.1f} M" if macs < 1e9 else f"{macs / 1e9:,.1f} G",
@@ -184,6 +202,10 @@ def arm_rows(hypothesis: Experiment, s: Section, bed: Bed) -> list[list[str]]:
             ]
         )
     return rows
+
+
+def images_cell(found: bootstrap.Interval | None) -> str:
+    return f"[{found.low:+.2f}, {found.high:+.2f}], {found.images} images" if found else "not kept"
 
 
 def others(bed: Bed, records: list[record.Record]) -> list[str]:
@@ -205,7 +227,8 @@ def arm_columns(hypothesis: Experiment, bed: Bed) -> list[str]:
         "role",
         "n",
         f"{bed.metric}, mean (range)",
-        f"{difference}, points [interval]",
+        f"{difference}, points [interval over seeds]",
+        "[interval over images]",
         *(["mask_ap_percent, mean"] if bed.task == "coco" else []),
         *(["pretrained"] if bed.task != "imagenet" else []),
         "parameters",
@@ -339,8 +362,10 @@ def rule(hypothesis: Experiment) -> str:
     return (
         f"Rule: {difference}, paired by seed (same data draw, order, "
         f"augmentation and initial values of shared layers); t interval with one-sided alpha {hypothesis.alpha:g} at each "
-        f"planned look ({', '.join(map(str, hypothesis.looks))} seeds). {decided} The interval is about "
-        "repeating the runs with other draws from the same pool of images, not about images from elsewhere. "
+        f"planned look ({', '.join(map(str, hypothesis.looks))} seeds). {decided} This interval, over seeds, is about "
+        "repeating the runs with other draws from the same pool of images, and it alone decides. The interval over images is "
+        f"about judging the same trained networks on other images of that pool ({bootstrap.DRAWS} bootstrap draws of each seed's "
+        "validation images, the same for both arms of a pair). Neither is about images from elsewhere. "
         f"Registered in experiments/hypothesis_{hypothesis.hypothesis}.yaml, sha256 {hypothesis.sha256[:16]}."
     )
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import hydra
 
-from hypotheses import allocator, data, experiment, pretrained, record
+from hypotheses import allocator, bootstrap, data, experiment, pretrained, record
 from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
 from hypotheses.metrics import METRICS
@@ -77,10 +77,12 @@ def run(config: Config) -> record.Record | None:
             "provenance": record.provenance(config, device_name(config))
             | {"pretrained": digest, "registered": registered},
         }
-        record.write(record.path(config), result)
+        target = record.path(config)
+        result["provenance"]["predictions"] = bootstrap.write(bootstrap.path(target), task.predictions(job))
+        record.write(target, result)
         try:
             if pictures := task.pictures(job):
-                record.write_aside(record.path(config).with_suffix(".jpg"), pictures)
+                record.write_aside(target.with_suffix(".jpg"), pictures)
         except Exception as error:  # a picture is no reason to lose a run
             print(f"note: no pictures were drawn ({type(error).__name__}: {error})", file=sys.stderr)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

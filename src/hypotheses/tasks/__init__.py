@@ -5,6 +5,7 @@
     fit(config) -> sha256         of the weights of an evaluation, checked to fit its network
     train(job)                    to the end of its schedule
     evaluate(job) -> metrics      {name_with_unit: value} as in metrics.py, percent where it is a share
+    predictions(job) -> arrays    of the validation, image by image, as in bootstrap.py
     curve(job) -> rows            of the training: loss, and the metrics where there was a validation
     pictures(job) -> JPEG         a few validation images with annotation and prediction, the same ones in every arm; or None
 

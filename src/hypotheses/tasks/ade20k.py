@@ -7,6 +7,7 @@ them is here, with its values in conf/recipe/ade20k_*.yaml, where each says its 
 import copy
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,21 +15,23 @@ from hypotheses import metrics
 from hypotheses.config import Config
 from hypotheses.data.scenes import SEGMENTS
 from hypotheses.tasks import Run, dense, openmmlab
-from hypotheses.tasks.dense import Job, curve, pictures, train
+from hypotheses.tasks.dense import Job, curve, pictures, predictions, train
 
-__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "train"]
+__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "predictions", "train"]
 
 
 def build(run: Run) -> Job:
     openmmlab.library("mmseg")
     from mmseg.datasets import ADE20KDataset
+    from mmseg.evaluation import IoUMetric
 
     class Scenes(ADE20KDataset):
         """The demo's scenes, in ADE20K's layout, have other classes."""
 
         METAINFO: ClassVar = {"classes": SEGMENTS, "palette": [dense.color(k) for k in range(len(SEGMENTS))]}
 
-    return dense.build(run, dense.Setup("mmseg", config(run), (ADE20KDataset, Scenes), draw, epochs=False))
+    datasets = (ADE20KDataset, Scenes)
+    return dense.build(run, dense.Setup("mmseg", config(run), datasets, IoUMetric, keep, draw, epochs=False))
 
 
 def model(run_config: Config, **arguments: Any) -> Any:
@@ -117,6 +120,12 @@ def variants(recipe: Config) -> list[Any]:
         [{"type": "PackSegInputs"}],
     ]
     return [{"type": "LoadImageFromFile"}, {"type": "TestTimeAug", "transforms": transforms}]
+
+
+def keep(metric: Any) -> dict[str, np.ndarray]:
+    """Pixels of each class in each image."""
+    counts = [torch.stack(parts).round().int().numpy() for parts in zip(*metric.kept, strict=True)]
+    return dict(zip(("intersection", "union", "predicted", "annotated"), counts, strict=True))
 
 
 def draw(image: Tensor, sample: Any, predicted: bool, names: list[str]) -> Tensor:

@@ -5,17 +5,21 @@ conf/recipe/coco_*.yaml, where each says its source. mmdet puts images of like s
 share: with images of several shapes the global batches depend on the number of processes.
 """
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hypotheses.config import Config
 from hypotheses.data.layouts import COCO
 from hypotheses.tasks import Run, dense, openmmlab
-from hypotheses.tasks.dense import Job, curve, evaluate, pictures, train
+from hypotheses.tasks.dense import Job, curve, evaluate, pictures, predictions, train
 
-__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "train"]
+__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "predictions", "train"]
 
 SHOWN = 0.5  # score from which on a detection is drawn
 
@@ -23,8 +27,9 @@ SHOWN = 0.5  # score from which on a detection is drawn
 def build(run: Run) -> Job:
     openmmlab.library("mmdet")
     from mmdet.datasets import CocoDataset
+    from mmdet.evaluation import CocoMetric
 
-    return dense.build(run, dense.Setup("mmdet", config(run), (CocoDataset,), draw, epochs=True))
+    return dense.build(run, dense.Setup("mmdet", config(run), (CocoDataset,), CocoMetric, keep, draw, epochs=True))
 
 
 def model(run_config: Config, **arguments: Any) -> Any:
@@ -59,6 +64,65 @@ def config(run: Run) -> Any:
     warmup |= {"start_factor": schedule["warmup_factor"], "end": schedule["warmup_steps"]}
     steps |= {"end": recipe["epochs"], "milestones": schedule["milestones"], "gamma": schedule["gamma"]}
     return cfg
+
+
+def keep(metric: Any) -> dict[str, np.ndarray]:
+    """Which detections of each category are right, at every IoU threshold, by pycocotools: those of all sizes, and as many in an
+    image as the metric counts."""
+    from pycocotools.cocoeval import COCOeval
+
+    kept: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = metric.results2json([found for _, found in metric.kept], f"{folder}/found")
+        for kind, theirs in (("box", "bbox"), ("mask", "segm")):
+            found = json.loads(Path(files[theirs]).read_text())
+            for detection in found if theirs == "segm" else ():
+                del detection["bbox"]  # as mmdet does
+            kept |= {f"{kind}_{name}": array for name, array in matches(metric, found, theirs, COCOeval).items()}
+    return kept
+
+
+def matches(metric: Any, found: list[Any], theirs: str, evaluator: Any) -> dict[str, np.ndarray]:
+    """The arrays of one kind, of detections in COCO's format."""
+    images, categories = list(metric.img_ids), list(metric.cat_ids)
+    objects = np.zeros((len(images), len(categories)), np.uint16)
+    parts: list[list[np.ndarray]] = []
+    if found:
+        judge = evaluator(metric._coco_api, metric._coco_api.loadRes(found), theirs)
+        judge.params.imgIds, judge.params.catIds = images, categories
+        judge.params.areaRng, judge.params.areaRngLbl = [[0, 1e10]], ["all"]
+        judge.params.maxDets = [metric.proposal_nums[0]]
+        judge.evaluate()
+        place = {
+            "image": {id: i for i, id in enumerate(images)},
+            "category": {id: i for i, id in enumerate(categories)},
+        }
+        bits = 1 << np.arange(len(judge.params.iouThrs))[:, None]
+        for one in judge.evalImgs:
+            if one is None:  # neither objects nor detections
+                continue
+            i, k = place["image"][one["image_id"]], place["category"][one["category_id"]]
+            objects[i, k] = np.sum(np.array(one["gtIgnore"]) == 0)
+            scores = np.array(one["dtScores"])
+            matched, ignored = ((np.array(one[name]).astype(bool) * bits).sum(0) for name in ("dtMatches", "dtIgnore"))
+            parts.append([np.full(len(scores), i), np.full(len(scores), k), matched, ignored, scores])
+    else:  # mmdet has no evaluator of nothing
+        for number, id in enumerate(images):
+            for annotation in metric._coco_api.loadAnns(metric._coco_api.getAnnIds(imgIds=[id], iscrowd=False)):
+                if annotation["category_id"] in categories:
+                    objects[number, categories.index(annotation["category_id"])] += 1
+    image, category, matched, ignored, scores = (
+        np.concatenate(part) if parts else np.zeros(0, int)
+        for part in (zip(*parts, strict=True) if parts else [()] * 5)
+    )
+    order = np.lexsort((image, -scores, category))  # equal scores in the order of the images, as pycocotools has them
+    return {
+        "image": image[order].astype(np.uint32),
+        "category": category[order].astype(np.uint16),
+        "matched": matched[order].astype(np.uint16),
+        "ignored": ignored[order].astype(np.uint16),
+        "objects": objects,
+    }
 
 
 def draw(image: Tensor, sample: Any, predicted: bool, names: list[str]) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.device import utils as device
 from mmengine.hooks import Hook
-from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from PIL import Image
 from torch import Tensor, nn
@@ -55,12 +55,16 @@ class Setup:
     """library  "mmdet" or "mmseg"
     config      for mmengine's runner: model, train_dataloader, val_dataloader, val_evaluator, train_cfg, param_scheduler
     datasets    the classes that the config's data sets name
+    metric      the class of the config's evaluator
+    keep        that evaluator, after a validation, with `kept`, what it was given -> arrays of bootstrap.py
     draw        (image (3, H, W) uint8, data sample, whether its prediction or else its annotation, class names) -> an image
     epochs      whether the schedule counts epochs; else iterations"""
 
     library: str
     config: Any
     datasets: tuple[type, ...]
+    metric: type
+    keep: Callable[[Any], dict[str, np.ndarray]]
     draw: Callable[[Tensor, Any, bool, list[str]], Tensor]
     epochs: bool
 
@@ -95,7 +99,10 @@ def build(run: Run, setup: Setup) -> Job:
     for dataset in setup.datasets:
         name = f"Keyed{dataset.__name__}"
         DATASETS.register_module(name=name, module=type(name, (Keyed, dataset), {}), force=True)
+    name = f"Kept{setup.metric.__name__}"
+    METRICS.register_module(name=name, module=type(name, (Kept, setup.metric), {}), force=True)
     cfg = copy.deepcopy(setup.config)
+    cfg.val_evaluator.type = name
     num_workers = workers(hardware, least=0)
     for loader in [cfg[key] for key in ("train_dataloader", "val_dataloader", "test_dataloader") if key in cfg]:
         loader.num_workers, loader.persistent_workers = num_workers, num_workers > 0
@@ -194,6 +201,13 @@ def evaluate(job: Job) -> dict[str, float]:
     return job.report.metrics | {"val_images": len(loader.dataset)}
 
 
+def predictions(job: Job) -> dict[str, np.ndarray]:
+    """What the metrics of the last validation were made of, image by image."""
+    (metric,) = job.runner.val_loop.evaluator.metrics
+    with quiet():
+        return job.setup.keep(metric)
+
+
 def curve(job: Job) -> list[dict[str, float]]:
     """The mean training loss since the row before, with the validation metrics, at each validation."""
     return job.report.curve
@@ -283,6 +297,17 @@ class Keyed:
         if data is None:
             raise UserError(f"{found['img_path']}: nothing is left of it after the pipeline; check its annotation")
         return data
+
+
+class Kept:
+    """A metric of mmengine that keeps the results of all images of the latest validation, on the main process: a mixin in front
+    of its class."""
+
+    kept: list[Any]
+
+    def compute_metrics(self, results: list[Any]) -> Any:
+        self.kept = results
+        return super().compute_metrics(results)  # type: ignore[misc]
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -132,6 +132,12 @@ def evaluate(job: Job) -> dict[str, float]:
     return job.module.metrics | {"val_images": len(job.val_loader.dataset)}  # type: ignore[arg-type]
 
 
+def predictions(job: Job) -> dict[str, np.ndarray]:
+    """The predicted and the annotated class of each image of the validation split, in its order."""
+    predicted, annotated = job.module.kept
+    return {"predicted": predicted, "annotated": annotated}
+
+
 def curve(job: Job) -> list[dict[str, float]]:
     """Mean training loss of each epoch, with the validation metrics of the epochs that had one."""
     return job.report.curve
@@ -167,6 +173,8 @@ class Classification(L.LightningModule):
         self.top5 = MulticlassAccuracy(recipe["num_classes"], average="micro", top_k=min(5, recipe["num_classes"]))
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))  # NaN must show
         self.metrics: dict[str, float] = {}  # of the latest validation, over all processes
+        self.seen: list[Tensor] = []  # predicted and annotated classes of the batches of a validation, (2, B)
+        self.kept = np.zeros((2, 0), np.uint16)  # of all images of the latest validation, over all processes
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) in 0..255 -> float, normalised; floats are normalised already."""
@@ -193,12 +201,14 @@ class Classification(L.LightningModule):
         self.top1.reset()
         self.top5.reset()
         self.val_loss.reset()
+        self.seen.clear()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         logits = self.model(self.normalise(batch[0]))
         self.top1.update(logits, batch[1])
         self.top5.update(logits, batch[1])
         self.val_loss.update(F.cross_entropy(logits, batch[1], reduction="none"))
+        self.seen.append(torch.stack([logits.argmax(1), batch[1]]))
 
     def on_validation_epoch_end(self) -> None:
         self.metrics = {  # now, while the processes can still talk to each other
@@ -206,6 +216,7 @@ class Classification(L.LightningModule):
             "top5_percent": 100 * self.top5.compute().item(),
             "val_loss": self.val_loss.compute().item(),
         }
+        self.kept = in_order(torch.cat(self.seen, 1).cpu().numpy().astype(np.uint16))
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = self.recipe["optimizer"], self.recipe["schedule"]
@@ -229,6 +240,18 @@ class Classification(L.LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(adamw, rate)
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def in_order(mine: np.ndarray) -> np.ndarray:
+    """What each process has of every `world`-th image (..., share) -> that of all images in their order."""
+    if (world := world_size()) == 1:
+        return mine
+    parts: list[Any] = [None] * world
+    torch.distributed.all_gather_object(parts, mine)
+    whole = np.empty((*mine.shape[:-1], sum(part.shape[-1] for part in parts)), mine.dtype)
+    for number, part in enumerate(parts):
+        whole[..., number::world] = part
+    return whole
 
 
 class Report(L.Callback):

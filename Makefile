@@ -28,14 +28,14 @@ help:  ## Show this list
 
 setup: .venv/ready  ## Make the environment in .venv (the other targets do it themselves)
 
-sweep: need-hyp .venv/ready  ## HYP=1 or 2: train what is missing of a hypothesis, then judge it and write its report
+sweep: need-hyp .venv/ready  ## HYP=1, 2 or 3: train what is missing of a hypothesis, then judge it and write its report
 	@$(PY) -m hypotheses.sweep $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
-report: need-hyp .venv/ready  ## HYP=1 or 2: judge the records that are there and write results/hypothesis_1.* or _2.*
+report: need-hyp .venv/ready  ## HYP=1, 2 or 3: judge the records that are there and write results/hypothesis_<n>.*
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
-power: need-hyp .venv/ready  ## HYP=1 or 2: what more seeds would decide, from the spread seen so far
+power: need-hyp .venv/ready  ## HYP=1, 2 or 3: what more seeds would decide, from the spread seen so far
 	@$(PY) -m hypotheses.power $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 test: .venv/ready  ## Lint, types and tests (the slow ones: make test-slow)
@@ -63,7 +63,8 @@ bench: .venv/bench  ## Measure the scan, the networks and the trainer against th
 
 TASKS_1 := imagenet
 TASKS_2 := coco ade20k
-reference: need-hyp .venv/ready  ## HYP=1 or 2: copy the demo's records and report to results/reference, to be committed
+TASKS_3 := imagenet
+reference: need-hyp .venv/ready  ## HYP=1, 2 or 3: copy the demo's records and report to results/reference, to be committed
 	@$(PY) -m hypotheses.report $(HYP) --scale demo > /dev/null
 	@mkdir -p results/reference/records/demo
 	for task in $(TASKS_$(HYP)); do rm -rf results/reference/records/demo/$$task && cp -r results/records/demo/$$task results/reference/records/demo/; done

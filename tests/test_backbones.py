@@ -20,7 +20,7 @@ PUBLISHED = {
     "base": (84_813_092, 15.826),
 }
 SMALL = [n for n in BACKBONES if "atto" in n]
-CONTROLS = {n: n.removesuffix("_causal") for n in BACKBONES if n.startswith("vit") and n.endswith("_causal")}
+CONTROLS = {n: n.rsplit("_", 1)[0] for n in BACKBONES if n.startswith("vit") and n.endswith(("_causal", "_identity"))}
 CONTROLS |= {n: "_".join(n.split("_")[:2]) for n in BACKBONES if n.startswith("mambaout") and n.count("_") > 1}
 
 
@@ -75,8 +75,9 @@ FULL = torch.ones(16, 16, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("name", [n for n in SMALL if n.startswith("vit")])
-def test_causal_attention_is_causal_and_full_attention_is_not(name):
-    assert torch.equal(reach(blocks(name), (16, 48)), FULL.tril() if "causal" in name else FULL)
+def test_attention_sees_what_its_mask_leaves(name):
+    seen = {"causal": FULL.tril(), "identity": FULL & torch.eye(16, dtype=torch.bool)}.get(name.rsplit("_", 1)[1], FULL)
+    assert torch.equal(reach(blocks(name), (16, 48)), seen)
 
 
 @pytest.mark.parametrize(("directions", "seen"), [(1, FULL.tril()), (2, FULL), (4, FULL)])
@@ -125,7 +126,15 @@ def test_an_arm_differs_from_its_control_by_its_key_alone(arm):
     assert all(part in k for k in resized) and bool(resized) == (part != "none")
 
 
-ONE_KEY = [{"mixer"}, {"kernel_size"}, {"expansion"}, {"causal"}, {"mixer", "d_state"}, {"mixer", "mixer_stages"}]
+ONE_KEY = [
+    {"mixer"},
+    {"kernel_size"},
+    {"expansion"},
+    {"causal"},
+    {"attention"},
+    {"mixer", "d_state"},
+    {"mixer", "mixer_stages"},
+]
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,8 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
 
 
 def test_an_unknown_hypothesis_is_refused():
-    with pytest.raises(UserError, match="HYP=3: no such hypothesis; registered in experiments/: 1, 2"):
-        experiment.load("3")
+    with pytest.raises(UserError, match="HYP=9: no such hypothesis; registered in experiments/: 1, 2, 3"):
+        experiment.load("9")
 
 
 # ---- registered before run -------------------------------------------------------------------------------------------

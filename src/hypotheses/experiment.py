@@ -81,6 +81,7 @@ class Experiment:
     gates: Gates
     scales: dict[str, Arms]
     sha256: str  # of the file
+    what: str = "the SSM"  # that the treatments have and their control lacks
     interaction: dict[str, str] = dataclasses.field(default_factory=dict)  # the short task and its metric
 
     def config(self, scale: str, task: str, backbone: str, seed: int, overrides: list[str]) -> Config:
@@ -208,7 +209,8 @@ def convert(value: Any, kind: Any, file: Path, key: str) -> Any:
             if name not in hints:
                 raise UserError(f"{file}: unknown key {prefix}{name}{nearest(str(name), hints)}")
         for field in dataclasses.fields(kind):
-            if field.name not in value and field.default_factory is dataclasses.MISSING:
+            required = field.default is field.default_factory is dataclasses.MISSING
+            if field.name not in value and required:
                 raise UserError(f"{file}: key {prefix}{field.name} is missing")
         return kind(**{name: convert(value[name], hints[name], file, prefix + name) for name in value})
     origin, args = get_origin(kind), get_args(kind)

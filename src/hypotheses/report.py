@@ -130,11 +130,11 @@ def headline(hypothesis: Experiment, s: Section) -> str:
         title, margin = METRICS[bed.task][bed.metric].title, s.arms.margin[bed.task]
         if hypothesis.test == "superiority":
             c = max(bed.contrasts, key=lambda c: c.low)
-            what = f"on {bed.task} the SSM changes {title} by {c.mean:+.2f} points"
+            what = f"on {bed.task} {hypothesis.what} changes {title} by {c.mean:+.2f} points"
             limit = f"smallest effect of interest {margin:g}"
         else:
             c = min(bed.contrasts, key=lambda c: c.low)
-            what = f"without the SSM {bed.metric} changes by {c.mean:+.2f} points"
+            what = f"without {hypothesis.what} {bed.metric} changes by {c.mean:+.2f} points"
             limit = f"margin -{margin:g}"
         seeds = f"n = {c.n} seeds"
         changes.append(f"{what} ({confidence(c)} interval {c.low:+.2f} to {c.high:+.2f}, {seeds}, {limit})")

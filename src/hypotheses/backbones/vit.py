@@ -1,4 +1,5 @@
-"""ViT in the shapes of DeiT; `causal=True` masks the attention and changes nothing else.
+"""ViT in the shapes of DeiT; `causal=True` masks the attention and changes nothing else, `attention=False` masks all but the
+token itself: the negative control, which mixes no tokens.
 
 Papers: arXiv 2010.11929 and 2012.12877 (DeiT, without its class and distillation tokens). The read-out is the mean over
 tokens in both arms: a class token in front of a causal sequence would see nothing but itself.
@@ -17,11 +18,12 @@ EPS = 1e-6  # of every LayerNorm, as in DeiT
 
 
 class Attention(nn.Module):
-    """(B, L, C) -> (B, L, C). With `causal`, token i sees tokens 0..i of the row-major order (paper, eq. 5)."""
+    """(B, L, C) -> (B, L, C). With `causal`, token i sees tokens 0..i of the row-major order (paper, eq. 5); without `attention`
+    only itself, so that its value is all that is left (query and key keep their weights, without a use)."""
 
-    def __init__(self, dim: int, num_heads: int, causal: bool):
+    def __init__(self, dim: int, num_heads: int, causal: bool, attention: bool = True):
         super().__init__()
-        self.num_heads, self.causal = num_heads, causal
+        self.num_heads, self.causal, self.attention = num_heads, causal, attention
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
@@ -29,16 +31,17 @@ class Attention(nn.Module):
         q, k, v = (
             self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         )  # each (B, heads, L, C/heads)
-        return self.proj(attention(q, k, v, self.causal).transpose(1, 2).flatten(2))
+        mixed = attention(q, k, v, self.causal) if self.attention else v
+        return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
     """A pre-norm Transformer block with an MLP ratio of 4: (B, L, C) -> (B, L, C)."""
 
-    def __init__(self, dim: int, num_heads: int, causal: bool, drop_path: float):
+    def __init__(self, dim: int, num_heads: int, causal: bool, attention: bool, drop_path: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
-        self.attn = Attention(dim, num_heads, causal)
+        self.attn = Attention(dim, num_heads, causal, attention)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
         self.fc1 = Linear(dim, 4 * dim)
         self.act = nn.GELU()
@@ -66,6 +69,7 @@ class ViT(nn.Module):
         patch: int = 16,
         grid: int = 14,
         causal: bool = False,
+        attention: bool = True,
         drop_path: float = 0.0,
     ):
         super().__init__()
@@ -73,7 +77,7 @@ class ViT(nn.Module):
         self.patch_embed = Conv2d(3, dim, kernel_size=patch, stride=patch)
         self.pos_embed = nn.Parameter(torch.zeros(1, dim, grid, grid))
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        self.blocks = nn.Sequential(*(Block(dim, num_heads, causal, rate) for rate in rates))
+        self.blocks = nn.Sequential(*(Block(dim, num_heads, causal, attention, rate) for rate in rates))
 
     def init_weights(self, generator: torch.Generator) -> None:
         nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)

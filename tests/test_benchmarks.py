@@ -53,3 +53,11 @@ def test_the_trainers_overhead_is_measured(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Lightning / plain loop = ") == 2 and "1 rounds of 93 steps" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_error_rates_are_simulated():
+    shown = run("benchmarks/error_rates.py", "--simulations", "400")
+    wrong = [float(rate) for rate in re.findall(r"^ +([\d.]+) \[[\d., ]+\]  H\d", shown, re.MULTILINE)]
+    assert len(wrong) == 6 and max(wrong) <= 5 + 3 * (5 * 95 / 400) ** 0.5
+    assert len(re.findall(r"^  H\d [\d.]+ ", shown, re.MULTILINE)) == 15

@@ -6,13 +6,10 @@ The deviation of a few differences is itself uncertain; so every number that fol
 95 % interval (chi-squared) gives.
 """
 
-import argparse
 import math
-import sys
 from pathlib import Path
 
-from hypotheses import experiment, report
-from hypotheses.config import compose
+from hypotheses import report
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Experiment
 from hypotheses.report import Section
@@ -82,19 +79,9 @@ def write(hypothesis: Experiment, results: Path, scale: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="make power HYP=1",
-        description="What more seeds would decide, from the spread seen so far.",
-        usage="make power HYP=1 [SCALE=demo] [ARGS='paths.results=FOLDER']",
-    )
-    parser.add_argument("hypothesis")
-    parser.add_argument("--scale", default="demo")
-    parser.add_argument("overrides", nargs="*")
-    asked = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
-    hypothesis = experiment.load(asked.hypothesis)
-    report.check_overrides(asked.overrides)
-    report.check_scale(hypothesis, asked.scale)
-    print(write(hypothesis, Path(compose(asked.overrides)["paths"]["results"]), asked.scale))
+    about = "What more seeds would decide, from the spread seen so far; of the demo, unless another scale is named."
+    hypothesis, results, scale = report.read_arguments("power", about, arguments)
+    print(write(hypothesis, results, scale or "demo"))
 
 
 if __name__ == "__main__":

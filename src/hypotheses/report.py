@@ -508,12 +508,6 @@ def draw_arms(axes: Any, s: Section, bed: Bed) -> None:
     axes.set_title("can this bed see a mixer?", fontsize=9, loc="left", pad=14)
 
 
-def check_overrides(overrides: list[str]) -> None:
-    for override in overrides:
-        if not override.startswith("paths."):
-            raise UserError(f"{override}: a report takes paths only, such as paths.results=FOLDER")
-
-
 def check_scale(hypothesis: Experiment, scale: str) -> None:
     if scale not in hypothesis.scales:
         raise UserError(
@@ -521,22 +515,29 @@ def check_scale(hypothesis: Experiment, scale: str) -> None:
         )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def read_arguments(target: str, about: str, arguments: list[str] | None) -> tuple[Experiment, Path, str | None]:
+    """The hypothesis, the folder of results and the scale, if one is named, that a `make` target without runs is asked about."""
     parser = argparse.ArgumentParser(
-        prog="make report HYP=1",
-        description="Judge the records of a hypothesis and write its report.",
-        usage="make report HYP=1 [SCALE=demo] [ARGS='paths.results=FOLDER']",
+        prog=f"make {target} HYP=1",
+        description=about,
+        usage=f"make {target} HYP=1 [SCALE=demo] [ARGS='paths.results=FOLDER']",
     )
     parser.add_argument("hypothesis")
-    parser.add_argument("--scale", help="show this scale only; the files hold all that have records")
+    parser.add_argument("--scale")
     parser.add_argument("overrides", nargs="*")
     asked = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
     hypothesis = experiment.load(asked.hypothesis)
-    check_overrides(asked.overrides)
+    for override in asked.overrides:
+        if not override.startswith("paths."):
+            raise UserError(f"{override}: make {target} takes paths only, such as paths.results=FOLDER")
     if asked.scale:
         check_scale(hypothesis, asked.scale)
-    results = Path(compose(asked.overrides)["paths"]["results"])
-    print(write(hypothesis, results, asked.scale))
+    return hypothesis, Path(compose(asked.overrides)["paths"]["results"]), asked.scale
+
+
+def main(arguments: list[str] | None = None) -> None:
+    about = "Judge the records of a hypothesis and write its report; of all scales, and show one, if it is named."
+    print(write(*read_arguments("report", about, arguments)))
 
 
 if __name__ == "__main__":

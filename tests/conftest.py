@@ -114,7 +114,7 @@ def make_records():
         },
     }
 
-    names = {"imagenet": "top1_percent", "coco": "box_ap_percent", "ade20k": "miou_percent"}
+    names = {"imagenet": "top1_percent", "recall": "top1_percent", "coco": "box_ap_percent", "ade20k": "miou_percent"}
 
     def make(values: dict[str, list[float]], task: str = "imagenet") -> dict:
         records = {}
@@ -138,3 +138,14 @@ def make_records():
         return records
 
     return make
+
+
+@pytest.fixture
+def memory(make_records):
+    """Records of the positive control as it should come out, by task."""
+    values = {
+        "mambaout_atto": [10.0, 9.5, 10.5],
+        "mambaout_atto_ssm": [90.0, 85.0, 88.0],
+        "mambaout_atto_sham": [11.0, 9.0, 10.0],
+    }
+    return {"recall": make_records(values, "recall")}

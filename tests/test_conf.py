@@ -37,7 +37,7 @@ def test_a_task_composes_at_its_scales_and_names_them_at_others(task, scale):
         config = compose([f"task={task}", f"scale={scale}"])
         assert (config["task"]["name"], config["recipe"]["name"]) == (task, f"{task}_{scale}")
     else:
-        with pytest.raises(UserError, match=f"task={task} has no scale={scale}: choose one of demo, paper, smoke"):
+        with pytest.raises(UserError, match=f"task={task} has no scale={scale}: choose one of demo, "):
             compose([f"task={task}", f"scale={scale}"])
 
 

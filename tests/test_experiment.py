@@ -60,6 +60,13 @@ def test_what_is_registered():
             "interaction: {coco: ap}\ntest: non_inferiority",
             r"interaction\.coco: no metric 'ap'",
         ),
+        ("task: recall", "task: recal", r"positive_control: no task 'recal'; did you mean recall\?"),
+        ("scales: [demo]", "scales: [dmo]", r"positive_control\.scales: no scale 'dmo'; did you mean demo\?"),
+        ("scales: [demo]", "scales: [paper]", r"positive_control\.scales: conf/recipe/recall_paper\.yaml is missing"),
+        ("seeds: 3", "seeds: 6", r"positive_control\.seeds: give a number from 1 to that of the first look, 5"),
+        ("solved: 60.0", "solved: 20.0", r"positive_control: give an unsolved below solved"),
+        ("seeds: 3, ", "", r"key positive_control\.seeds is missing"),
+        ("shams: {mambaout_atto_ssm: mambaout_atto_sham}", "shams: {}", r"mambaout_atto_ssm has no sham at scale demo"),
         ("test: non_inferiority", "test: t_test", r"choose one of non_inferiority, superiority"),
         ("claim: An", "claim: [An", r"hypothesis_9\.yaml, line \d+: not valid YAML"),
     ],
@@ -79,14 +86,15 @@ def test_an_unknown_hypothesis_is_refused():
 
 
 @pytest.fixture
-def registered(tmp_path, monkeypatch, make_records):
+def registered(tmp_path, monkeypatch, make_records, memory):
     """experiments/ copied to where it can be changed, and the records of a whole look that were begun under it."""
     folder, results = tmp_path / "experiments", tmp_path / "results"
     shutil.copytree(experiment.FOLDER, folder)
     monkeypatch.setattr(experiment, "FOLDER", folder)
     values = {"mambaout_atto": 90.0, "mambaout_atto_ssm": 90.1, "mambaout_atto_identity": 40.0}
     claims = experiment.register(results)
-    for r in make_records({arm: [value + s for s in range(5)] for arm, value in values.items()}).values():
+    made = make_records({arm: [value + s for s in range(5)] for arm, value in values.items()})
+    for r in (*made.values(), *memory["recall"].values()):
         assert r["provenance"]["registered"] == claims
         record.write(results / "records" / f"{r['address']}.json", r)
 
@@ -114,8 +122,8 @@ def test_a_change_after_the_runs_marks_the_verdict_and_is_printed(registered):
     shown = report.write(experiment.load("1"), results, "demo")
     assert "SUPPORTED (EXPLORATORY: not all runs were begun under this rule)" in shown
     for text in (shown, (results / "hypothesis_1.md").read_text(), (results / "hypothesis_1.html").read_text()):
-        assert "after 15 of 15 runs scales.demo.margin.imagenet was changed from 2.0 to 3.0" in text
-        assert "after 15 of 15 runs gates.assay_share was changed from 0.2 to 0.3" in text
+        assert "after 24 of 24 runs scales.demo.margin.imagenet was changed from 2.0 to 3.0" in text
+        assert "after 24 of 24 runs gates.assay_share was changed from 0.2 to 0.3" in text
 
 
 def test_a_change_between_the_runs_is_dated_by_how_many_there_were(registered):
@@ -126,7 +134,7 @@ def test_a_change_between_the_runs_is_dated_by_how_many_there_were(registered):
         r = record.read(file)
         r["provenance"]["registered"] = now
         record.write(file, r)
-    assert "Exploratory: after 6 of 15 runs alpha was changed from 0.02 to 0.01." in report.write(
+    assert "Exploratory: after 12 of 24 runs alpha was changed from 0.02 to 0.01." in report.write(
         experiment.load("1"), results, "demo"
     )
 
@@ -138,7 +146,7 @@ def test_runs_that_do_not_say_and_a_lost_copy_are_named(registered):
     silent = copy.deepcopy(runs)
     del silent[0]["provenance"]["registered"]
     (said,) = experiment.changes(hypothesis, "demo", results, silent)
-    assert said == "1 of 15 runs do not say which rule was registered when they were begun"
+    assert said == "1 of 24 runs do not say which rule was registered when they were begun"
     change("alpha: 0.02", "alpha: 0.01")
     (kept,) = (results / "registered").glob("hypothesis_1_*.yaml")
     kept.write_text(kept.read_text() + "# edited\n")

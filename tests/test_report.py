@@ -23,8 +23,8 @@ FILES = ["hypothesis_1.md", "hypothesis_1.html", "hypothesis_1.csv", "hypothesis
 
 
 @pytest.fixture
-def results(tmp_path, make_records):
-    for r in make_records(VALUES).values():
+def results(tmp_path, make_records, memory):
+    for r in (*make_records(VALUES).values(), *memory["recall"].values()):
         record.write(tmp_path / "records" / (r["address"] + ".json"), r)
     return tmp_path
 
@@ -47,10 +47,13 @@ def test_the_verdict_stands_first_with_n_interval_margin_and_scale(results, hypo
 def test_the_table_has_a_row_per_run(results, hypothesis):
     report.write(hypothesis, results)
     table = pd.read_csv(results / "hypothesis_1.csv")
-    assert len(table) == sum(map(len, VALUES.values()))
+    assert len(table) == sum(map(len, VALUES.values())) + 9
     assert not table.duplicated(["scale", "task", "backbone", "seed"]).any()
     for backbone, values in VALUES.items():
-        assert table[table.backbone == backbone].sort_values("seed").top1_percent.tolist() == values
+        assert (
+            table[(table.task == "imagenet") & (table.backbone == backbone)].sort_values("seed").top1_percent.tolist()
+            == values
+        )
 
 
 def test_the_html_needs_no_network(results, hypothesis):
@@ -114,12 +117,12 @@ def test_records_of_an_unregistered_recipe_do_not_decide(results, hypothesis):
     assert "recipe.epochs was 2, registered is 5" in shown
 
 
-def test_a_hypothesis_of_two_tasks_has_a_part_for_each_with_pictures(tmp_path, make_records):
+def test_a_hypothesis_of_two_tasks_has_a_part_for_each_with_pictures(tmp_path, make_records, memory):
     hypothesis = experiment.load("2")
     gated, ssm, none = (f"mambaout_atto{suffix}" for suffix in ("", "_ssm", "_identity"))
     values = {gated: [50.0, 51, 52, 50, 51], ssm: [51.0, 51.5, 52.5, 51, 51], none: [40.0, 41, 42, 40, 41]}
-    for task in hypothesis.tasks:
-        for r in make_records(values, task).values():
+    for runs in (*(make_records(values, task) for task in hypothesis.tasks), *memory.values()):
+        for r in runs.values():
             record.write(tmp_path / "records" / (r["address"] + ".json"), r)
     jpeg = io.BytesIO()
     Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
@@ -135,4 +138,4 @@ def test_a_hypothesis_of_two_tasks_has_a_part_for_each_with_pictures(tmp_path, m
     assert page.count("<svg") == 2 and page.count("data:image/jpeg;base64,") == 2
     assert "arm - control" in page and "mask_ap_percent, mean" in page and "<td>none</td>" in page  # pretrained
     assert f"[{gated}](records/demo/coco/{gated}/seed_0.jpg)" in text
-    assert len(pd.read_csv(tmp_path / "hypothesis_2.csv")) == 30
+    assert len(pd.read_csv(tmp_path / "hypothesis_2.csv")) == 39

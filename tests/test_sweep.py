@@ -165,7 +165,7 @@ def test_a_terminal_sees_one_line_that_is_redrawn(paths, tmp_path):
     assert b"smoke/imagenet/mambaout_atto/seed_0: top1_percent" in shown
 
 
-def test_the_sham_is_run_if_and_only_if_a_larger_arm_wins(tmp_path, make_records, monkeypatch, capsys):
+def test_the_sham_is_run_if_and_only_if_a_larger_arm_wins(tmp_path, make_records, memory, monkeypatch, capsys):
     """All registered runs are recorded, and a sweep is only noted: of what, and in which order."""
     swept, gated = [], [90.0, 91.0, 89.0, 90.5, 90.2]
     monkeypatch.setattr(sweep, "sweep", lambda *asked: swept.append((asked[3], asked[6])) or 0)
@@ -173,7 +173,8 @@ def test_the_sham_is_run_if_and_only_if_a_larger_arm_wins(tmp_path, make_records
     registered = ["mambaout_atto", "mambaout_atto_ssm", "mambaout_atto_identity"]
     for gain, shams in ((4.0, [(["mambaout_atto_sham"], ["imagenet"])]), (0.2, [])):
         ssm = [g + gain + n for g, n in zip(gated, noise, strict=True)]
-        for r in make_records(dict(zip(registered, (gated, ssm, [40.0] * 5), strict=True))).values():
+        made = make_records(dict(zip(registered, (gated, ssm, [40.0] * 5), strict=True)))
+        for r in (*made.values(), *memory["recall"].values()):
             record.write(tmp_path / "records" / f"{r['address']}.json", r)
         swept.clear()
         assert sweep.main(["1", f"paths.results={tmp_path}"]) == 0
@@ -199,7 +200,7 @@ def test_the_whole_command_ends_in_a_verdict(tmp_path, make_records, hypothesis)
         ["make", "sweep", "HYP=1", f"ARGS={' '.join(paths)}"], capture_output=True, text=True, cwd=ROOT, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    assert "14 recorded, 1 to run" in done.stdout
+    assert "14 recorded, 10 to run" in done.stdout
     assert "Hypothesis 1 at demo scale:" in done.stdout
     last = record.read(tmp_path / "results/records/demo/imagenet/mambaout_atto_identity/seed_4.json")
     assert last["seconds"] > 1 and json.dumps(last["curve"])

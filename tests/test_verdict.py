@@ -15,7 +15,7 @@ IDENTITY = [40.0, 41.0, 39.0, 42.0, 38.0]
 
 
 @pytest.fixture
-def judge(hypothesis, make_records):
+def judge(hypothesis, make_records, memory):
     """Records with the given metrics of the treatment, changed by `edit`, judged at demo scale."""
 
     def run(treatment, control=CONTROL, identity=IDENTITY, edit=lambda records: None):
@@ -23,7 +23,7 @@ def judge(hypothesis, make_records):
             {"mambaout_atto": control, "mambaout_atto_ssm": treatment, "mambaout_atto_identity": identity}
         )
         edit(records)
-        return verdict.judge(hypothesis, "demo", {"imagenet": records})
+        return verdict.judge(hypothesis, "demo", {"imagenet": records} | memory)
 
     return run
 
@@ -55,7 +55,7 @@ def test_a_larger_arm_that_wins_decides_nothing(judge):
 @pytest.mark.parametrize(
     ("sham", "outcome"), [(shift(0.5), REFUTED), (shift(3.9, noise=(0.5, -0.5, 0.2, 0.1, -0.3)), INCONCLUSIVE)]
 )
-def test_a_larger_arm_that_beats_its_sham_refutes(hypothesis, make_records, sham, outcome):
+def test_a_larger_arm_that_beats_its_sham_refutes(hypothesis, make_records, memory, sham, outcome):
     records = make_records(
         {
             "mambaout_atto": CONTROL,
@@ -64,7 +64,7 @@ def test_a_larger_arm_that_beats_its_sham_refutes(hypothesis, make_records, sham
             "mambaout_atto_sham": sham,
         }
     )
-    v = verdict.judge(hypothesis, "demo", {"imagenet": records})
+    v = verdict.judge(hypothesis, "demo", {"imagenet": records} | memory)
     assert v.outcome == outcome and v.beds[0].wanted == ()
     assert "over its sham, which is as large, it gains" in v.beds[0].gates[-1].detail
 
@@ -181,14 +181,16 @@ def test_a_ceiling_or_a_floor_decides_nothing(judge):
     assert "ceiling and floor" in failed(judge([c + 0.1 for c in low], control=low, identity=[10.0] * 5))
 
 
-def test_only_planned_looks_are_judged(hypothesis, make_records):
+def test_only_planned_looks_are_judged(hypothesis, make_records, memory):
     def at(n):
         values = {
             "mambaout_atto": CONTROL * 4,
             "mambaout_atto_ssm": shift(0.3) * 4,
             "mambaout_atto_identity": IDENTITY * 4,
         }
-        return verdict.judge(hypothesis, "demo", {"imagenet": make_records({k: v[:n] for k, v in values.items()})})
+        return verdict.judge(
+            hypothesis, "demo", {"imagenet": make_records({k: v[:n] for k, v in values.items()})} | memory
+        )
 
     assert {n: len(at(n).seeds) for n in (3, 5, 7, 10, 19, 20)} == {3: 5, 5: 5, 7: 10, 10: 10, 19: 20, 20: 20}
     assert at(5).outcome == SUPPORTED == at(10).outcome
@@ -198,7 +200,7 @@ def test_only_planned_looks_are_judged(hypothesis, make_records):
 
 def test_every_treatment_must_hold(hypothesis, make_records):
     arms = dataclasses.replace(hypothesis.scales["demo"], treatments=["mambaout_atto_ssm", "mambaout_atto_ssm_causal"])
-    both = dataclasses.replace(hypothesis, scales={"demo": arms})
+    both = dataclasses.replace(hypothesis, scales={"demo": arms}, positive_control=None)
     values = {"mambaout_atto": CONTROL, "mambaout_atto_ssm": shift(0.3), "mambaout_atto_identity": IDENTITY}
     good = verdict.judge(both, "demo", {"imagenet": make_records(values | {"mambaout_atto_ssm_causal": shift(-0.5)})})
     assert good.outcome == SUPPORTED and len(good.beds[0].contrasts) == 2
@@ -224,11 +226,13 @@ def test_the_rule_rarely_supports_a_false_claim(hypothesis):
     assert wrong / simulations >= 0.015  # and the test has power to see an alpha that is spent
 
 
-def test_a_run_with_another_recipe_at_the_registered_address_is_seen(hypothesis, make_records):
+def test_a_run_with_another_recipe_at_the_registered_address_is_seen(hypothesis, make_records, memory):
     records = make_records(
         {"mambaout_atto": CONTROL, "mambaout_atto_ssm": shift(0.3), "mambaout_atto_identity": IDENTITY}
     )
-    v = verdict.judge(hypothesis, "demo", {"imagenet": records}, {"imagenet": ["recipe.epochs was 2, registered is 5"]})
+    v = verdict.judge(
+        hypothesis, "demo", {"imagenet": records} | memory, {"imagenet": ["recipe.epochs was 2, registered is 5"]}
+    )
     assert v.outcome == INCONCLUSIVE and failed(v) == ["registered configuration"]
 
 
@@ -239,7 +243,7 @@ NOISE = (0.1, -0.2, 0.0, 0.2, -0.1)
 
 
 @pytest.fixture
-def judge_2(make_records):
+def judge_2(make_records, memory):
     """Both tasks of hypothesis 2 with the given gains of the SSM over the control, and of the sham if there is one."""
     hypothesis = experiment.load("2")
 
@@ -255,7 +259,7 @@ def judge_2(make_records):
                 arms["mambaout_atto_sham"] = [c + sham - n for c, n in zip(BASE[task], noise, strict=True)]
             runs[task] = make_records(arms, task)
         edit(runs)
-        return verdict.judge(hypothesis, "demo", runs)
+        return verdict.judge(hypothesis, "demo", runs | memory)
 
     return run
 

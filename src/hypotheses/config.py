@@ -73,6 +73,13 @@ class ImageNetRecipe:
 
 
 @dataclasses.dataclass
+class RecallRecipe(ImageNetRecipe):
+    """conf/recipe/recall_*.yaml: an ImageNetRecipe of strips, whose image_size is height and width."""
+
+    image_size: list[int]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclasses.dataclass
 class CocoSchedule:
     """Linear warm-up from warmup_factor of the rate over warmup_steps, then `gamma` times the rate at each milestone (epoch)."""
 
@@ -131,9 +138,15 @@ class Ade20kRecipe(DenseRecipe):
 
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-RECIPES: dict[str, Any] = {"imagenet": ImageNetRecipe, "coco": CocoRecipe, "ade20k": Ade20kRecipe}
+RECIPES: dict[str, Any] = {
+    "imagenet": ImageNetRecipe,
+    "recall": RecallRecipe,
+    "coco": CocoRecipe,
+    "ade20k": Ade20kRecipe,
+}
 SOURCES = {  # of images, by task
     "imagenet": ("digits", "imagenet", "random"),
+    "recall": ("strips",),
     "coco": ("scenes", "coco"),
     "ade20k": ("scenes", "ade20k"),
 }
@@ -221,7 +234,7 @@ def resolve(cfg: Any) -> Config:
     for key, value, least in checks:
         if value is not None and value < least:
             raise UserError(f"{key}={value}: give a number from {least}")
-    if task == "imagenet":
+    if not is_dense(task):
         if schedule["warmup_epochs"] >= recipe["epochs"]:
             raise UserError(
                 f"recipe.schedule.warmup_epochs={schedule['warmup_epochs']}: give fewer than epochs={recipe['epochs']}"
@@ -243,12 +256,19 @@ def resolve(cfg: Any) -> Config:
         for split in ("train_images", "val_images"):
             if not isinstance(recipe["data"].get(split), int) or recipe["data"][split] < 1:
                 raise UserError(f"recipe.data.{split}={recipe['data'].get(split)}: say how many scenes, from 1")
+    if recipe["data"].get("source") == "strips":
+        check_strips(recipe)
     if recipe["data"].get("source") not in SOURCES[task]:
         raise UserError(
             f"recipe.data.source={recipe['data'].get('source')}: choose one of {', '.join(SOURCES[task])} for task={task}"
         )
     config["paths"] = {key: str((ROOT / Path(path).expanduser()).resolve()) for key, path in config["paths"].items()}
     return config
+
+
+def is_dense(task: str) -> bool:
+    """Whether a task is detection or segmentation, and no classification."""
+    return issubclass(RECIPES[task], DenseRecipe)
 
 
 def check_dense(task: str, recipe: Config) -> None:
@@ -268,6 +288,22 @@ def check_dense(task: str, recipe: Config) -> None:
         sizes = recipe["multi_scale"]
         if sizes is not None and (set(sizes) != {"scales", "flip"} or not sizes["scales"]):
             raise UserError(f"recipe.multi_scale={sizes}: give scales=[0.5, 1.0, ...] and flip=true or false, or null")
+
+
+def check_strips(recipe: Config) -> None:
+    """Raise on strips that cannot be drawn, or are of another size than the recipe says."""
+    strips = {key: value for key, value in recipe["data"].items() if key != "source"}
+    least = {"train_images": 10, "val_images": 10, "cell": 1, "cells": 1, "marked": 1}  # a strip of each class
+    for key, value in least.items():
+        if not isinstance(strips.get(key), int) or strips[key] < value:
+            raise UserError(f"recipe.data.{key}={strips.get(key)}: give a whole number from {value}")
+    if strips["marked"] > strips["cells"]:
+        raise UserError(f"recipe.data.marked={strips['marked']}: give at most cells={strips['cells']}")
+    height, width = recipe["image_size"]
+    if (height, width) != (strips["cell"], strips["cell"] * strips["cells"]):
+        raise UserError(
+            f"recipe.image_size=[{height}, {width}]: {strips['cells']} cells of {strips['cell']} pixels are drawn: set them to each other"
+        )
 
 
 def of_backbone(table: Any, backbone: Config) -> float:

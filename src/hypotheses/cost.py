@@ -26,7 +26,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hypotheses import config
-from hypotheses.config import CONF, Config
+from hypotheses.config import CONF, Config, is_dense
 from hypotheses.errors import UserError, one_line
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help and mistakes do without it
@@ -83,7 +83,7 @@ class Row:
 
 def of_run(config: Config) -> dict[str, int]:
     """params and macs of a run's network at its image size."""
-    if config["task"]["name"] == "imagenet":
+    if not is_dense(config["task"]["name"]):
         recipe = config["recipe"]
         return count(config["backbone"], recipe["num_classes"], *image_size(config, None))
     cost = whole(config, *image_size(config, None))
@@ -397,7 +397,7 @@ def main(arguments: list[str] | None = None) -> int:
     for each in configs:
         network = each["backbone"]
         alone = measure(network, None, height, width)
-        if task == "imagenet":
+        if not is_dense(task):
             with_head = measure(network, each["recipe"]["num_classes"], height, width)
         else:
             with_head = whole(each, height, width)

@@ -69,6 +69,19 @@ class Arms:
 
 
 @dataclasses.dataclass(frozen=True)
+class PositiveControl:
+    """A task that takes a memory, at these scales, with this many seeds: every treatment solves it, reaching `solved` in the mean,
+    and its sham and the control do not, staying at `unsolved` at most, in units of the metric."""
+
+    task: str
+    metric: str
+    scales: list[str]
+    seeds: int
+    solved: float
+    unsolved: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     hypothesis: int
     claim: str
@@ -83,6 +96,19 @@ class Experiment:
     sha256: str  # of the file
     what: str = "the SSM"  # that the treatments have and their control lacks
     interaction: dict[str, str] = dataclasses.field(default_factory=dict)  # the short task and its metric
+    positive_control: PositiveControl | None = None
+
+    def metrics(self) -> dict[str, str]:
+        """The metric that is looked at on each task that it runs."""
+        control = self.positive_control
+        return self.tasks | ({control.task: control.metric} if control else {})
+
+    def memory_arms(self, scale: str) -> list[str]:
+        """The arms of the positive control at a scale, the control first; none where there is no such control."""
+        if not self.positive_control or scale not in self.positive_control.scales:
+            return []
+        arms = self.scales[scale]
+        return [arms.control, *arms.treatments, *arms.shams.values()]
 
     def config(self, scale: str, task: str, backbone: str, seed: int, overrides: list[str]) -> Config:
         """The resolved config of one of its runs."""
@@ -132,12 +158,21 @@ def parse(file: Path) -> Experiment:
         raise UserError(f"{file}: test: {experiment.test}: choose one of {', '.join(TESTS)}")
     if experiment.test == "non_inferiority" and len(experiment.tasks) != 1:
         raise UserError(f"{file}: tasks: a non_inferiority is of one task")
-    for key, group in (("tasks", experiment.tasks), ("interaction", experiment.interaction)):
+    memory = (
+        {experiment.positive_control.task: experiment.positive_control.metric} if experiment.positive_control else {}
+    )
+    for key, group in (
+        ("tasks", experiment.tasks),
+        ("interaction", experiment.interaction),
+        ("positive_control", memory),
+    ):
         for task, metric in group.items():
             if task not in METRICS:
                 raise UserError(f"{file}: {key}: no task '{task}'{nearest(task, METRICS)}")
             if metric not in METRICS[task]:
                 raise UserError(f"{file}: {key}.{task}: no metric '{metric}'{nearest(metric, METRICS[task])}")
+    if control := experiment.positive_control:
+        check_positive_control(experiment, control, file)
     for task, metric in experiment.tasks.items():
         least = MARGIN_STEPS * METRICS[task][metric].step
         for scale, arms in experiment.scales.items():
@@ -147,6 +182,24 @@ def parse(file: Path) -> Experiment:
                     f"{METRICS[task][metric].step:g} can decide: give {least:g} or more"
                 )
     return experiment
+
+
+def check_positive_control(experiment: Experiment, control: PositiveControl, file: Path) -> None:
+    key = f"{file}: positive_control"
+    for scale in control.scales:
+        if scale not in experiment.scales:
+            raise UserError(f"{key}.scales: no scale '{scale}'{nearest(scale, experiment.scales)}")
+        arms = experiment.scales[scale]
+        if without := [arm for arm in arms.treatments if arm not in arms.shams]:
+            raise UserError(f"{key}: {without[0]} has no sham at scale {scale}: give one in scales.{scale}.shams")
+        if not (CONF / "recipe" / f"{control.task}_{scale}.yaml").exists():
+            raise UserError(f"{key}.scales: conf/recipe/{control.task}_{scale}.yaml is missing")
+    if control.task in experiment.tasks:
+        raise UserError(f"{key}.task: {control.task} is one of tasks already: a control is another one")
+    if not 1 <= control.seeds <= experiment.looks[0]:
+        raise UserError(f"{key}.seeds: give a number from 1 to that of the first look, {experiment.looks[0]}")
+    if not control.unsolved < control.solved:
+        raise UserError(f"{key}: give an unsolved below solved")
 
 
 def register(results: Path) -> dict[str, str]:
@@ -222,7 +275,8 @@ def convert(value: Any, kind: Any, file: Path, key: str) -> Any:
         if not isinstance(value, dict):
             raise wrong("a group of keys and values")
         return {str(name): convert(item, args[1], file, f"{key}.{name}") for name, item in value.items()}
-    assert origin not in (Union, types.UnionType), kind
+    if origin in (Union, types.UnionType):  # of a group that may be left out
+        return None if value is None else convert(value, args[0], file, key)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or isinstance(value, bool):

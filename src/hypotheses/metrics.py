@@ -25,6 +25,9 @@ METRICS = {
         "top1_percent": Metric("top-1"),
         "top5_percent": Metric("top-5"),
     },
+    "recall": {
+        "top1_percent": Metric("recall"),
+    },
     "coco": {
         "box_ap_percent": Metric("box AP", "coco/bbox_mAP", 100, 0.1),
         "box_ap50_percent": Metric("box AP at IoU 0.5", "coco/bbox_mAP_50", 100, 0.1),

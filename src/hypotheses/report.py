@@ -68,9 +68,11 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
     runs: dict[str, dict[tuple[str, int], record.Record]] = {}
     pictures: dict[str, dict[str, Path]] = {}
     unregistered: dict[str, list[str]] = {}
-    for task in (*hypothesis.tasks, *hypothesis.interaction):
+    memory = hypothesis.positive_control.task if hypothesis.positive_control else None
+    for task in (*hypothesis.metrics(), *hypothesis.interaction):
         runs[task], pictures[task], unregistered[task] = {}, {}, []
-        for arm in arms.all() if task in hypothesis.tasks else [arms.control, *arms.treatments]:
+        wanted = arms.all() if task in hypothesis.tasks else [arms.control, *arms.treatments]
+        for arm in hypothesis.memory_arms(scale) if task == memory else wanted:
             folder = results / "records" / scale / task / arm
             asked: Config = {}
             for file in sorted(folder.glob("seed_*.json")):
@@ -79,7 +81,7 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
                     continue
                 seed = found["config"]["seed"]
                 runs[task][arm, seed] = found
-                if task not in hypothesis.tasks:
+                if task in hypothesis.interaction:
                     continue
                 asked = asked or hypothesis.config(scale, task, arm, seed, [])
                 registered = {k: asked[k] for k in record.IDENTITY} | {"seed": seed}
@@ -88,8 +90,10 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
             if (folder / "seed_0.jpg").exists():
                 pictures[task][arm] = folder / "seed_0.jpg"
     judged = verdict.judge(hypothesis, scale, runs, unregistered)
-    runs = {task: {k: r for k, r in runs[task].items() if k[1] in judged.seeds} for task in hypothesis.tasks}
-    decisive = [r for of_task in runs.values() for (arm, _), r in of_task.items() if arm in arms.registered()]
+    runs = {task: {k: r for k, r in runs[task].items() if k[1] in judged.seeds} for task in hypothesis.metrics()}
+    decisive = [
+        r for task, found in runs.items() for (arm, _), r in found.items() if task == memory or arm in arms.registered()
+    ]
     judged = dataclasses.replace(judged, changes=tuple(experiment.changes(hypothesis, scale, results, decisive)))
     return Section(scale, arms, runs, judged, pictures, {})
 

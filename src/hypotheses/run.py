@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 
 import hydra
 
-from hypotheses import allocator, bootstrap, data, experiment, pretrained, record
+from hypotheses import allocator, attempts, bootstrap, data, experiment, pretrained, record
 from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
 from hypotheses.metrics import METRICS
@@ -57,7 +58,10 @@ def run(config: Config) -> record.Record | None:
     if threads := config["hardware"]["threads"]:
         torch.set_num_threads(threads)
     folder = Path(config["paths"]["outputs"], address)
-    with only_one(folder) if main_process else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        if main_process:
+            held.enter_context(only_one(folder))
+            held.enter_context(attempts.noted(Path(config["paths"]["results"]), address, record.code_fingerprint()))
         started = time.monotonic()
         task = tasks.load(config["task"]["name"])
         job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None))
@@ -75,7 +79,7 @@ def run(config: Config) -> record.Record | None:
             "curve": task.curve(job),
             "seconds": round(time.monotonic() - started, 1),
             "provenance": record.provenance(config, device_name(config))
-            | {"pretrained": digest, "registered": registered},
+            | {"pretrained": digest, "registered": registered, "peak_memory_bytes": peak_memory(config)},
         }
         target = record.path(config)
         result["provenance"]["predictions"] = bootstrap.write(bootstrap.path(target), task.predictions(job))
@@ -111,8 +115,7 @@ def evaluate(config: Config) -> dict[str, Any] | None:
     images = data.prepare(config)
     names = (config["scale"]["name"], config["task"]["name"], config["backbone"]["name"])
     recipe = config["recipe"]
-    size = str(recipe["image_size"]) if config["task"]["name"] == "imagenet" else "x".join(map(str, recipe["resize"]))
-    file = f"{digest[:12]}_{size}{'_multi_scale' if recipe.get('multi_scale') else ''}.json"
+    file = f"{digest[:12]}_{size_name(recipe)}{'_multi_scale' if recipe.get('multi_scale') else ''}.json"
     target = Path(config["paths"]["results"], "evaluations", *names, file)
     asked = {
         "config": {key: config[key] for key in record.IDENTITY},
@@ -162,11 +165,16 @@ def summary(result: dict[str, Any]) -> str:
     config, found = result["config"], dict(result["metrics"])
     images, task = found.pop("val_images"), config["task"]["name"]
     shown = [f"{m.title} {found[name]:.2f} %" for name, m in METRICS[task].items() if name in found]
-    size = config["recipe"]["image_size"] if task == "imagenet" else "x".join(map(str, config["recipe"]["resize"]))
     return (
-        f"{config['backbone']['name']}, {result['weights']}: {', '.join(shown)}, {images} images of {size} pixels, "
+        f"{config['backbone']['name']}, {result['weights']}: {', '.join(shown)}, {images} images of {size_name(config['recipe'])} pixels, "
         f"{result['seconds']:.0f} seconds"
     )
+
+
+def size_name(recipe: Config) -> str:
+    """The size that images are evaluated at: 224, or 512x2048."""
+    size = recipe.get("resize", recipe["image_size"])
+    return "x".join(map(str, size)) if isinstance(size, list) else str(size)
 
 
 def check_origin(config: Config, file: Path, key: str) -> None:
@@ -245,6 +253,16 @@ def only_one(folder: Path, what: str = "run") -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(f"{folder}: another process is at this {what} now; wait for it or stop it") from error
         yield
+
+
+def peak_memory(config: Config) -> int:
+    """The most bytes that this process has held: on a GPU what torch has allocated there, else its resident set."""
+    import torch
+
+    if config["hardware"]["accelerator"] != "cpu" and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def device_name(config: Config) -> str:

@@ -61,14 +61,16 @@ def sweep(
     overrides: list[str],
     tasks: Iterable[str] | None = None,
 ) -> int:
-    """Run what is missing, of all tasks of the hypothesis unless some are named; the exit code: 0 if every run is recorded, 1 if
-    some failed. Raises UserError."""
-    configs = [
-        hypothesis.config(scale, task, arm, seed, overrides)
-        for seed in range(seeds)
-        for task in tasks or hypothesis.tasks
-        for arm in arms
-    ]
+    """Run what is missing, first of the positive control, then of all tasks of the hypothesis unless some are named; the exit code:
+    0 if every run is recorded, 1 if some failed. Raises UserError."""
+    control = hypothesis.positive_control
+    wanted = (
+        [(control.task, arm, seed) for seed in range(control.seeds) for arm in hypothesis.memory_arms(scale)]
+        if control
+        else []
+    )
+    wanted += [(task, arm, seed) for seed in range(seeds) for task in tasks or hypothesis.tasks for arm in arms]
+    configs = [hypothesis.config(scale, task, arm, seed, overrides) for task, arm, seed in wanted]
     check_space(configs[0])
     with only_one(Path(configs[0]["paths"]["outputs"]), "sweep"):
         return run_missing(hypothesis, scale, configs, jobs, overrides)
@@ -127,7 +129,7 @@ def run_all(
                 address = record.address(child.config)
                 if child.process.returncode == 0 and record.path(child.config).exists():
                     times.setdefault(cell(child.config), []).append(seconds)
-                    metric = hypothesis.tasks[child.config["task"]["name"]]
+                    metric = hypothesis.metrics()[child.config["task"]["name"]]
                     value = record.read(record.path(child.config))["metrics"][metric]
                     status.line(f"  {address}: {metric} {value:.2f}, {seconds:.0f} s")
                 else:

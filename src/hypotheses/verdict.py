@@ -264,8 +264,10 @@ def judge(
     begun = 1 + max((seed for of_task in runs.values() for arm, seed in of_task if arm in arms.registered()), default=0)
     look = min((n for n in experiment.looks if n >= begun), default=experiment.looks[-1])
     odd = unregistered or {}
+    memory = positive_control(experiment, scale, runs, odd)
     beds = [
-        judge_bed(experiment, scale, task, runs.get(task, {}), look, odd.get(task, ())) for task in experiment.tasks
+        judge_bed(experiment, scale, task, runs.get(task, {}), look, odd.get(task, ()), memory)
+        for task in experiment.tasks
     ]
 
     def with_size(bed: Bed, winners: Sequence[str]) -> Bed:
@@ -312,7 +314,15 @@ def judge_superiority(
     return outcome, reason, tuple(sized)
 
 
-def judge_bed(experiment: Experiment, scale: str, task: str, runs: Runs, look: int, unregistered: Sequence[str]) -> Bed:
+def judge_bed(
+    experiment: Experiment,
+    scale: str,
+    task: str,
+    runs: Runs,
+    look: int,
+    unregistered: Sequence[str],
+    memory: Gate | None,
+) -> Bed:
     """The differences and gates of one task; of an incomplete one what there is, and the gate that says so. The gate of matched
     size needs an outcome and is not among them."""
     arms, metric, seeds = experiment.scales[scale], experiment.tasks[task], range(look)
@@ -331,9 +341,10 @@ def judge_bed(experiment: Experiment, scale: str, task: str, runs: Runs, look: i
         assert assay
         gates += [
             registered(unregistered),
-            same_recipe(runs, arms, seeds, experiment.pair_may_differ),
-            same_provenance(runs, arms, seeds),
+            same_recipe(runs, arms.registered(), seeds, experiment.pair_may_differ),
+            same_provenance(runs, arms.registered(), seeds),
             assay_sensitivity(assay, margin, experiment.gates.assay_share),
+            *([memory] if memory else []),
             ceiling_and_floor(runs, metric, arms, seeds, margin, chance, experiment.gates),
             trained(runs, metric, arms, seeds, margin, experiment.gates),
         ]
@@ -358,13 +369,13 @@ def registered(unregistered: Sequence[str]) -> Gate:
     return Gate("registered configuration", not unregistered, detail)
 
 
-def pairs(runs: Runs, arms: Arms, seeds: Sequence[int]) -> list[tuple[Record, Record]]:
-    """(control, other arm) of each seed."""
-    return [(runs[arms.control, s], runs[arm, s]) for s in seeds for arm in arms.registered() if arm != arms.control]
+def pairs(runs: Runs, arms: Sequence[str], seeds: Sequence[int]) -> list[tuple[Record, Record]]:
+    """(the first arm, another one) of each seed."""
+    return [(runs[arms[0], seed], runs[arm, seed]) for seed in seeds for arm in arms[1:]]
 
 
-def same_recipe(runs: Runs, arms: Arms, seeds: Sequence[int], may_differ: Sequence[str]) -> Gate:
-    """The two configs of a pair differ in the registered keys only."""
+def same_recipe(runs: Runs, arms: Sequence[str], seeds: Sequence[int], may_differ: Sequence[str]) -> Gate:
+    """The configs of the first arm and of another one differ in the registered keys only."""
     odd: dict[str, Any] = {}
     for control, other in pairs(runs, arms, seeds):
         for key, ours, theirs in differences(control["config"], other["config"]):
@@ -378,10 +389,10 @@ def same_recipe(runs: Runs, arms: Arms, seeds: Sequence[int], may_differ: Sequen
     return Gate("same recipe", not odd, detail)
 
 
-def same_provenance(runs: Runs, arms: Arms, seeds: Sequence[int]) -> Gate:
+def same_provenance(runs: Runs, arms: Sequence[str], seeds: Sequence[int]) -> Gate:
     """All runs had the same code, software and kind of device, and the runs of a seed the same data. The number of
     threads may differ: it moves no more than rounding."""
-    first = runs[arms.control, seeds[0]]
+    first = runs[arms[0], seeds[0]]
 
     def view(record: Record) -> dict[str, Any]:
         return {key: record["provenance"][key] for key in ("code", "python", "packages", "device", "hardware")}
@@ -389,7 +400,7 @@ def same_provenance(runs: Runs, arms: Arms, seeds: Sequence[int]) -> Gate:
     odd = {}
     kernels: dict[str, str] = {}  # an arm without a scan has no kernel for one
     for seed in seeds:
-        for arm in arms.registered():
+        for arm in arms:
             run = runs[arm, seed]
             odd |= {key.split(".")[0]: run["address"] for key, _, _ in differences(view(first), view(run))}
             used = run["provenance"]["kernels"]
@@ -416,6 +427,36 @@ def assay_sensitivity(assay: Difference, margin: float, share: float) -> Gate:
         else f"the negative control does not lose: {assay.mean:.1f} points (n = {assay.n})"
     )
     return Gate("assay sensitivity", passed, detail)
+
+
+def positive_control(
+    experiment: Experiment, scale: str, runs: Mapping[str, Runs], unregistered: Mapping[str, Sequence[str]]
+) -> Gate | None:
+    """On a task that takes a memory every treatment shows one, and neither its sham nor the control does: the treatment is what it
+    is called, and can be trained in this harness. None where the experiment asks for no such control."""
+    names, control = experiment.memory_arms(scale), experiment.positive_control
+    if not control or not names:
+        return None
+    found, seeds, treatments = runs.get(control.task, {}), range(control.seeds), experiment.scales[scale].treatments
+    name, there = "positive control", sum((arm, seed) in found for arm in names for seed in seeds)
+    if there < (total := control.seeds * len(names)):
+        return Gate(name, False, f"{there} of the {total} runs of {control.task} are recorded")
+    checks = (
+        registered(unregistered.get(control.task, ())),
+        same_recipe(found, names, seeds, experiment.pair_may_differ),
+        same_provenance(found, names, seeds),
+    )
+    odd = [f"on {control.task} {gate.name} does not hold: {gate.detail}" for gate in checks if not gate.passed]
+    means = {a: float(np.mean([found[a, s]["metrics"][control.metric] for s in seeds])) for a in names}
+    solved, unsolved = (
+        ", ".join(f"{a} {m:.1f}" for a, m in means.items() if (a in treatments) is with_it) for with_it in (True, False)
+    )
+    passed = all(m >= control.solved if a in treatments else m <= control.unsolved for a, m in means.items())
+    detail = (
+        f"on {control.task} {solved}, at least {control.solved:g} needed; without memory {unsolved}, at most {control.unsolved:g} "
+        f"allowed ({METRICS[control.task][control.metric].title} in percent, means, n = {control.seeds})"
+    )
+    return Gate(name, passed and not odd, "; ".join([detail, *odd]))
 
 
 def ceiling_and_floor(
@@ -496,7 +537,7 @@ def beats_sham(
     step = METRICS[runs[sham, 0]["config"]["task"]["name"]][metric].step
     gain = compare(runs, metric, sham, arm, seeds, experiment.alpha, step)
     assert gain
-    with_it = dataclasses.replace(arms, treatments=[*arms.treatments, sham])
+    with_it = [*arms.registered(), sham]
     for gate in (
         same_recipe(runs, with_it, seeds, experiment.pair_may_differ),
         same_provenance(runs, with_it, seeds),

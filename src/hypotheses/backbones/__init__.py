@@ -39,6 +39,11 @@ class Classifier(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.backbone(image))
 
+    def of_each_token(self, image: Tensor) -> Tensor:
+        """The logits of every token of the last map by itself, where `forward` has those of their mean: (B, num_classes, h, w)."""
+        tokens = self.backbone(image)[-1].permute(0, 2, 3, 1)  # (B, h, w, C)
+        return self.head([tokens.flatten(0, 2)[..., None, None]]).unflatten(0, tokens.shape[:3]).permute(0, 3, 1, 2)
+
 
 def build(config: Mapping[str, Any], drop_path: float = 0.0) -> MambaOut | ViT:
     """The backbone of a config (a file of conf/backbone/), with the initial values that PyTorch gives it.

@@ -63,6 +63,13 @@ def prepare(config: Config) -> Images:
         fingerprint = scenes.prepare(root, config["seed"], *counts)
         task = config["task"]["name"]
         return Images(root / task, scenes.CLASSES if task == "coco" else scenes.SEGMENTS, fingerprint)
+    if source == "strips":
+        from hypotheses.data import strips
+
+        settings = [data[key] for key in ("train_images", "val_images", "cell", "cells", "marked")]
+        root = Path(config["paths"]["data"], "demo", f"strips_{strips.version(*settings)}", f"seed_{config['seed']}")
+        fingerprint = strips.prepare(root, config["seed"], *settings)
+        return Images(root, tuple(str(label) for label in range(10)), fingerprint)
     if source in ("coco", "ade20k"):
         from hypotheses.data import layouts
 

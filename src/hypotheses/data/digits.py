@@ -8,7 +8,7 @@ the draw of split and canvas counts in the spread over seeds.
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +79,17 @@ def version(train_placements: int, val_placements: int) -> str:
 def prepare(root: Path, seed: int, train_placements: int, val_placements: int) -> str:
     """Write the set of a seed under root/train and root/val unless it is already there; return a hash of names and pixels."""
     settings = {"seed": seed, "version": version(train_placements, val_placements)}
-    return once.prepare(root, settings, lambda folder: write(folder, seed, train_placements, val_placements))
+    drawn = images(seed, train_placements, val_placements)
+    return once.prepare(root, settings, lambda folder: write(folder, drawn, f"moved digits, seed {seed}"))
 
 
-def write(root: Path, seed: int, train_placements: int, val_placements: int) -> str:
-    """Write the images of a seed as an image folder of PNG files; return the hash of their names and pixels."""
+def write(root: Path, drawn: Iterable[tuple[Path, np.ndarray]], what: str) -> str:
+    """Write grey images, with their paths inside an image folder, as PNG files; return the hash of their names and pixels."""
     from PIL import Image
     from tqdm import tqdm
 
     digest = hashlib.sha256()
-    bar = tqdm(
-        images(seed, train_placements, val_placements),
-        f"writing moved digits, seed {seed}",
-        unit=" images",
-        leave=False,
-        disable=None,
-    )
+    bar = tqdm(drawn, f"writing {what}", unit=" images", leave=False, disable=None)
     for path, pixels in bar:
         digest.update(f"{path.as_posix()}\0".encode() + pixels.tobytes())
         (root / path).parent.mkdir(parents=True, exist_ok=True)

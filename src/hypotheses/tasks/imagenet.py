@@ -59,8 +59,9 @@ class Job:
     run: Run
 
 
-def build(run: Run) -> Job:
+def build(run: Run, kind: "type[Classification] | None" = None) -> Job:
     """The network, data and trainer of a run. Raises UserError where the recipe does not fit the hardware."""
+    kind = kind or Classification
     config, recipe, hardware = run.config, run.config["recipe"], run.config["hardware"]
     quieten()
     distributed = world_size() > 1
@@ -70,7 +71,7 @@ def build(run: Run) -> Job:
         most = min(most, 64) if cpu else most  # for the memory, and for a bar that moves
         share = divide(recipe["batch_size"], world_size(), most)
         train_loader, steps_per_epoch = None, 1
-        module = Classification(config, steps_per_epoch)
+        module = kind(config, steps_per_epoch)
         weights.load(module.model, config["weights"])
     else:
         share = divide(recipe["batch_size"], world_size(), hardware["max_batch_per_device"])
@@ -84,7 +85,7 @@ def build(run: Run) -> Job:
             raise UserError(
                 f"recipe.batch_size={recipe['batch_size']} is more than the images for training: make it smaller"
             )
-        module = Classification(config, steps_per_epoch)
+        module = kind(config, steps_per_epoch)
     val_loader = loader(run, "val", share.images)
     report = Report(run, recipe["epochs"] * steps_per_epoch)
     trainer = L.Trainer(
@@ -180,6 +181,14 @@ class Classification(L.LightningModule):
         """uint8 (B, 3, H, W) in 0..255 -> float, normalised; floats are normalised already."""
         return images if images.is_floating_point() else (images / 255 - self.mean) / self.std
 
+    def loss(self, images: Tensor, target: Tensor, smoothing: float) -> Tensor:
+        """Of normalised images, for classes (B,) or, mixed, shares of them (B, num_classes)."""
+        return F.cross_entropy(self.model(images), target, label_smoothing=smoothing)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """That a validation judges: (B, num_classes)."""
+        return self.model(images)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         images, target = self.normalise(batch[0]), batch[1]
         smoothing = self.recipe["label_smoothing"]
@@ -187,7 +196,7 @@ class Classification(L.LightningModule):
             with keyed_random(self.seed, self.current_epoch, batch_index, self.global_rank):
                 images, target = self.mix(images, target)
             smoothing = 0.0
-        loss = F.cross_entropy(self.model(images), target, label_smoothing=smoothing)
+        loss = self.loss(images, target, smoothing)
         self.train_loss.update(loss.detach())
         return loss
 
@@ -204,7 +213,7 @@ class Classification(L.LightningModule):
         self.seen.clear()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
-        logits = self.model(self.normalise(batch[0]))
+        logits = self.logits(self.normalise(batch[0]))
         self.top1.update(logits, batch[1])
         self.top5.update(logits, batch[1])
         self.val_loss.update(F.cross_entropy(logits, batch[1], reduction="none"))

@@ -1,0 +1,31 @@
+"""The positive control: selective copying along strips of digits (data/strips.py), trained as a classification is.
+
+Every token is taught the class of the marked digit, and the last one alone is judged. So tokens beside the mark learn first, and
+those farther off from what they pass on; taught at its last token only, a network in this short training learns nothing.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from hypotheses.tasks import Run, imagenet
+from hypotheses.tasks.imagenet import Classification, curve, evaluate, fit, pictures, predictions, train
+
+__all__ = ["build", "curve", "evaluate", "fit", "pictures", "predictions", "train"]
+
+
+def build(run: Run) -> imagenet.Job:
+    return imagenet.build(run, Recall)
+
+
+class Recall(Classification):
+    """A classifier of every token of the last map, instead of their mean."""
+
+    def loss(self, images: Tensor, target: Tensor, smoothing: float) -> Tensor:
+        logits = self.model.of_each_token(images)  # (B, num_classes, h, w)
+        wanted: Any = target[:, None, None].expand(-1, *logits.shape[2:])
+        return F.cross_entropy(logits, wanted, label_smoothing=smoothing)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.model.of_each_token(images)[..., -1, -1]

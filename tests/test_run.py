@@ -36,7 +36,11 @@ def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(
     config = compose([*paths, *SMOKE, f"backbone={backbone}", "seed=3"])
     made = run(config)
     files = list((tmp_path / "results/records").rglob("*"))
-    assert {f for f in files if f.is_file()} == {record.path(config), bootstrap.path(record.path(config))}
+    assert {f for f in files if f.is_file()} == {
+        record.path(config),
+        bootstrap.path(record.path(config)),
+        record.path(config).with_suffix(".jpg"),
+    }
     assert {f.name for f in (tmp_path / "results").iterdir()} == {"records", "registered", "attempts"}
     assert (
         record.path(config).relative_to(tmp_path).as_posix() == f"results/records/smoke/imagenet/{backbone}/seed_3.json"

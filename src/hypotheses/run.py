@@ -85,8 +85,7 @@ def run(config: Config) -> record.Record | None:
         result["provenance"]["predictions"] = bootstrap.write(bootstrap.path(target), task.predictions(job))
         record.write(target, result)
         try:
-            if pictures := task.pictures(job):
-                record.write_aside(target.with_suffix(".jpg"), pictures)
+            record.write_aside(target.with_suffix(".jpg"), task.pictures(job))
         except Exception as error:  # a picture is no reason to lose a run
             print(f"note: no pictures were drawn ({type(error).__name__}: {error})", file=sys.stderr)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -7,7 +7,7 @@
     evaluate(job) -> metrics      {name_with_unit: value} as in metrics.py, percent where it is a share
     predictions(job) -> arrays    of the validation, image by image, as in bootstrap.py
     curve(job) -> rows            of the training: loss, and the metrics where there was a validation
-    pictures(job) -> JPEG         a few validation images with annotation and prediction, the same ones in every arm; or None
+    pictures(job) -> JPEG         a few validation images with annotation and prediction, the same ones in every arm
 
 A task that needs a library imports it at the top of its own module, and is itself imported by name when it is run, so
 that the others work without that library.

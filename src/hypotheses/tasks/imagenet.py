@@ -7,6 +7,7 @@ B batch; H, W pixels. Images travel as uint8 where they are kept in memory, and 
 """
 
 import dataclasses
+import io
 import logging
 import math
 import os
@@ -45,6 +46,9 @@ from hypotheses.tasks.common import (
     workers,
     world_size,
 )
+
+
+PICTURES, TILE = 10, 96  # how many validation images are shown of a run, and their height in pixels
 
 
 @dataclasses.dataclass
@@ -150,8 +154,30 @@ def fit(config: Config) -> str:
     return weights.load(model, config["weights"])
 
 
-def pictures(job: Job) -> None:
-    """None are drawn."""
+def pictures(job: Job) -> bytes:
+    """Images spread over the validation split, the same in every arm, each with its annotated and its predicted class. JPEG."""
+    from PIL import Image, ImageDraw
+
+    data: Any = job.val_loader.dataset
+    tiles = []
+    for index in np.linspace(0, len(data) - 1, min(PICTURES, len(data))).astype(int):
+        image = data.picture(index)
+        high = TILE if image.width <= 2 * image.height else TILE // 2
+        image = image.resize((max(1, high * image.width // image.height), high), Image.Resampling.NEAREST)
+        predicted, annotated = (job.run.images.classes[c] for c in job.module.kept[:, index])
+        tile = Image.new("RGB", (max(image.width, TILE) + 8, high + 44), "white")
+        tile.paste(image, (4, 4))
+        color = "#1a7f37" if predicted == annotated else "#c0392b"
+        ImageDraw.Draw(tile).text((4, high + 6), f"is {annotated}\nnamed {predicted}", fill=color, font_size=13)
+        tiles.append(tile)
+    width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
+    columns = max(1, min(len(tiles), 5 * (TILE + 8) // width))
+    sheet = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % columns * width, i // columns * height))
+    content = io.BytesIO()
+    sheet.save(content, "JPEG", quality=75)
+    return content.getvalue()
 
 
 class Classification(L.LightningModule):
@@ -343,6 +369,10 @@ class ImageDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> Any:
         return default_collate([self[key] for key in keys])
 
+    def picture(self, index: int) -> Any:
+        """An image as it lies in its file, for PIL."""
+        return load_image(self.samples[index][0])
+
 
 class TensorDataset(Dataset):
     """All images decoded: uint8 (images, 3, H, W), and their labels. A batch is one indexing."""
@@ -356,6 +386,11 @@ class TensorDataset(Dataset):
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
         indices = torch.tensor([index for _, index in keys])
         return self.images[indices], self.labels[indices]
+
+    def picture(self, index: int) -> Any:
+        from PIL import Image
+
+        return Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
 
 
 def loader(run: Run, split: str, batch: int) -> DataLoader:

@@ -47,7 +47,6 @@ from hypotheses.tasks.common import (
     world_size,
 )
 
-
 PICTURES, TILE = 10, 96  # how many validation images are shown of a run, and their height in pixels
 
 

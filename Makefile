@@ -32,7 +32,7 @@ sweep: need-hyp .venv/ready  ## HYP=1, 2 or 3: train what is missing of a hypoth
 	@$(PY) -m hypotheses.sweep $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
-report: need-hyp .venv/ready  ## HYP=1, 2 or 3: judge the records that are there and write results/hypothesis_<n>.*
+report: .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2 or 3 show that one
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 power: need-hyp .venv/ready  ## HYP=1, 2 or 3: what more seeds would decide, from the spread seen so far
@@ -61,18 +61,17 @@ bench: .venv/bench  ## Measure the scan, the networks and the trainer against th
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $$(sed -n 's/ *# bench$$//p' requirements.lock)
 	@touch $@
 
-TASKS_1 := imagenet
-TASKS_2 := coco ade20k
-TASKS_3 := imagenet
-reference: need-hyp .venv/ready  ## HYP=1, 2 or 3: copy the demo's records and report to results/reference, to be committed
-	@$(PY) -m hypotheses.report $(HYP) --scale demo > /dev/null
-	@mkdir -p results/reference/records/demo
-	for task in $(TASKS_$(HYP)); do rm -rf results/reference/records/demo/$$task && cp -r results/records/demo/$$task results/reference/records/demo/; done
+reference: .venv/ready  ## Copy the demo's records to results/reference, to be committed, and write the report there
+	@$(PY) -m hypotheses.report > /dev/null
+	rm -rf results/reference && mkdir -p results/reference/records results/reference/attempts
+	cp -r results/records/demo results/reference/records/
+	cp -r results/attempts/demo results/reference/attempts/
+	cp -r results/registered results/reference/
 	find results/reference/records -name '*.jpg' ! -name 'seed_0.jpg' -delete
-	$(PY) -m hypotheses.report $(HYP) --scale demo paths.results=results/reference
+	$(PY) -m hypotheses.report paths.results=results/reference
 
 clean:  ## Remove what the demo has made: its digits, logs, records and reports
-	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/hypothesis_*
+	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/report
 
 need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi

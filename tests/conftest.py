@@ -89,7 +89,7 @@ def check_kept():
     return check
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_records():
     """Hand-made records of the demo: {backbone: [metric of seed 0, 1, ...]} -> {(backbone, seed): record}, of classification
     unless another task is named."""
@@ -140,7 +140,7 @@ def make_records():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def memory(make_records):
     """Records of the positive control as it should come out, by task."""
     values = {

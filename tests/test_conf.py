@@ -103,7 +103,7 @@ def test_every_experiment_names_runs_that_compose(file):
     for scale, arms in hypothesis.scales.items():
         for task in hypothesis.tasks:
             for arm in arms.all():
-                assert hypothesis.config(scale, task, arm, 0, [])["backbone"]["name"] == arm
+                assert experiment.config_of(scale, task, arm, 0, [])["backbone"]["name"] == arm
 
 
 @pytest.mark.parametrize("number", ["1", "2", "3"])
@@ -114,15 +114,15 @@ def test_the_arms_of_a_contrast_differ_in_one_key(number, scale):
         pytest.skip("not registered at this scale")
     arms = hypothesis.scales[scale]
     for task in hypothesis.tasks:
-        control = hypothesis.config(scale, task, arms.control, 0, [])
+        control = experiment.config_of(scale, task, arms.control, 0, [])
         for arm in arms.registered()[1:]:
-            changed = {k for k, _, _ in record.differences(control, hypothesis.config(scale, task, arm, 0, []))}
+            changed = {k for k, _, _ in record.differences(control, experiment.config_of(scale, task, arm, 0, []))}
             assert changed <= set(hypothesis.pair_may_differ)
             if number == "3" and arm == arms.negative_control:  # of full attention, so neither causal nor attention
                 assert changed == set(hypothesis.pair_may_differ)
             else:
                 assert len(changed) == 2 and "backbone.name" in changed
         for contrast in arms.extra:
-            pair = [hypothesis.config(scale, task, name, 0, []) for name in (contrast.control, contrast.treatment)]
+            pair = [experiment.config_of(scale, task, name, 0, []) for name in (contrast.control, contrast.treatment)]
             changed = {k for k, _, _ in record.differences(*pair)}
             assert len(changed) == 2 and "backbone.name" in changed

@@ -121,7 +121,7 @@ def test_a_change_after_the_runs_marks_the_verdict_and_is_printed(registered):
     change("assay_share: 0.2", "assay_share: 0.3")
     shown = report.write(experiment.load("1"), results, "demo")
     assert "SUPPORTED (EXPLORATORY: not all runs were begun under this rule)" in shown
-    for text in (shown, (results / "hypothesis_1.md").read_text(), (results / "hypothesis_1.html").read_text()):
+    for text in (shown, (results / "report/index.md").read_text(), (results / "report/index.html").read_text()):
         assert "after 24 of 24 runs scales.demo.margin.imagenet was changed from 2.0 to 3.0" in text
         assert "after 24 of 24 runs gates.assay_share was changed from 0.2 to 0.3" in text
 

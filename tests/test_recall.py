@@ -61,7 +61,7 @@ def test_a_digit_is_in_one_split_only_that_of_the_classification_demo(monkeypatc
     assert drawn["train"] and drawn["val"] and not drawn["train"] & drawn["val"]
     from sklearn.datasets import load_digits
 
-    of_demo = {(load_digits().images[i] / 16).tobytes() for i in digits.split(3)["val"]}
+    of_demo = {image.tobytes() for image in load_digits().images[digits.split(3)["val"]] / 16}
     assert drawn["val"] <= of_demo
 
 

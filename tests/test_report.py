@@ -1,5 +1,6 @@
-"""The report is a pure function of records and hypothesis, and needs nothing but itself to be read."""
+"""The report is a pure function of records and hypotheses, and needs nothing but itself to be read."""
 
+import csv
 import io
 import json
 import re
@@ -9,8 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hypotheses import experiment, record, report
+from hypotheses import attempts, experiment, record, report
 from hypotheses.errors import UserError
+from hypotheses.report import figures, tables
 
 VALUES = {
     "mambaout_atto": [90.1, 91.0, 89.6, 90.4, 90.9],
@@ -19,7 +21,6 @@ VALUES = {
     "vit_atto": [50.0, 52.0],
     "vit_atto_causal": [48.0, 49.0],
 }
-FILES = ["hypothesis_1.md", "hypothesis_1.html", "hypothesis_1.csv", "hypothesis_1_demo.svg"]
 
 
 @pytest.fixture
@@ -29,54 +30,105 @@ def results(tmp_path, make_records, memory):
     return tmp_path
 
 
+def files(results):
+    return {f.relative_to(results): f.read_bytes() for f in (results / "report").rglob("*") if f.is_file()}
+
+
+def page(results):
+    return (results / "report/index.html").read_text()
+
+
+def text(results):
+    return (results / "report/index.md").read_text()
+
+
 def test_twice_the_same_bytes(results, hypothesis):
     first = report.write(hypothesis, results)
-    before = {f: (results / f).read_bytes() for f in FILES}
+    before = files(results)
     assert report.write(hypothesis, results) == first
-    assert before == {f: (results / f).read_bytes() for f in FILES}
+    assert files(results) == before
 
 
 def test_the_verdict_stands_first_with_n_interval_margin_and_scale(results, hypothesis):
     shown = report.write(hypothesis, results)
-    for text in (shown, (results / "hypothesis_1.md").read_text(), (results / "hypothesis_1.html").read_text()):
-        assert "Hypothesis 1 at demo scale: SUPPORTED" in text
-        assert re.search(r"96 % interval [+-]\d\.\d\d to [+-]\d\.\d\d, n = 5 seeds, margin -2", text)
-    assert "make sweep HYP=1" in (results / "hypothesis_1.md").read_text()
+    for found in (shown, text(results), page(results)):
+        assert "Hypothesis 1 at demo scale: SUPPORTED" in found
+        assert re.search(r"96 % interval [+-]\d\.\d\d to [+-]\d\.\d\d, n = 5 seeds, margin -2", found)
+    assert page(results).index("at demo scale: SUPPORTED") < page(results).index("<svg")
+    assert "make sweep HYP=1" in text(results)
 
 
-def test_the_table_has_a_row_per_run(results, hypothesis):
+def test_one_report_has_all_hypotheses(results, hypothesis):
+    """Also those without a run, and the causal pair of hypothesis 3, which hypothesis 1 has run."""
+    shown = report.write(hypothesis, results)
+    assert "Hypothesis 2" not in shown
+    for number in (1, 2, 3):
+        assert f"Hypothesis {number} at demo scale" in page(results)
+    assert page(results).count('<section id="hypothesis_') == 3
+    assert "Hypothesis 2" in report.write(None, results)
+
+
+def test_a_row_per_run(results, hypothesis):
     report.write(hypothesis, results)
-    table = pd.read_csv(results / "hypothesis_1.csv")
+    table = pd.read_csv(results / "report/runs.csv")
     assert len(table) == sum(map(len, VALUES.values())) + 9
     assert not table.duplicated(["scale", "task", "backbone", "seed"]).any()
     for backbone, values in VALUES.items():
-        assert (
-            table[(table.task == "imagenet") & (table.backbone == backbone)].sort_values("seed").top1_percent.tolist()
-            == values
-        )
+        chosen = table[(table.task == "imagenet") & (table.backbone == backbone)]
+        assert chosen.sort_values("seed").top1_percent.tolist() == values
 
 
-def test_the_html_needs_no_network(results, hypothesis):
+def test_the_page_needs_no_network(results, hypothesis):
     report.write(hypothesis, results)
-    text = (results / "hypothesis_1.html").read_text()
-    outside = []
+    outside, beside = [], []
 
     class Links(HTMLParser):
         def handle_starttag(self, tag, attrs):
-            outside.extend(
-                v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith(("#", "data:"))
-            )
+            found = [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith(("#", "data:"))]
+            (beside if tag == "a" else outside).extend(found)
             assert tag != "script"
 
-    Links().feed(text)
-    assert outside == [] and "@import" not in text and "url(http" not in text
-    assert text.count("<svg") == 1 and "mambaout_atto_identity" in text
+    Links().feed(page(results))
+    assert outside == [] and "@import" not in page(results) and "url(http" not in page(results)
+    assert beside and all((results / "report" / link).is_file() for link in beside)  # what can be clicked is there
+
+
+def test_every_table_is_there_as_markdown_csv_and_latex(results, hypothesis):
+    report.write(hypothesis, results)
+    folder = results / "report/tables"
+    names = {f.stem for f in folder.iterdir()}
+    assert {f.name for f in folder.iterdir()} == {f"{name}.{kind}" for name in names for kind in ("md", "csv", "tex")}
+    assert names >= {
+        "hypothesis_1_demo_imagenet_arms",
+        "hypothesis_1_demo_imagenet_seeds",
+        "hypothesis_1_demo_recall_arms",
+    }
+    rows = list(csv.reader((folder / "hypothesis_1_demo_imagenet_arms.csv").open()))
+    latex = (folder / "hypothesis_1_demo_imagenet_arms.tex").read_text()
+    assert rows[1][0] == "mambaout_atto" and rows[1][3] == "90.40 (89.60 to 91.00)"
+    assert r"mambaout\_atto\_ssm & treatment & 5 &" in latex and r"\toprule" in latex and "_arms}" in latex
+    assert "| mambaout_atto | control | 5 | 90.40 (89.60 to 91.00) |" in text(results)
+
+
+def test_what_latex_and_markdown_take_for_their_own_is_escaped():
+    table = tables.Table("t", "50 % of _all_", ["a|b", "c_d"], [["1 & 2", "x\\y {z} ~ ^ # $"]])
+    assert table.markdown()[0] == "| a\\|b | c_d |"
+    assert r"1 \& 2 & x\textbackslash{}y \{z\} \textasciitilde{} \^{} \# \$" in table.latex()
+    assert r"\caption{50 \% of \_all\_.}" in table.latex()
+
+
+def test_every_row_has_the_command_that_makes_it_again(results, hypothesis):
+    report.write(hypothesis, results)
+    wanted = "for s in 0 1 2 3 4; do python -m hypotheses.run task=imagenet backbone=mambaout_atto_ssm seed=$s paths.results=again; done"
+    assert wanted in page(results) and wanted in text(results)
+    assert "task=recall backbone=mambaout_atto_sham seed=$s" in text(results)
 
 
 def test_without_records_it_says_what_is_missing(tmp_path, hypothesis):
     shown = report.write(hypothesis, tmp_path)
     assert "INCONCLUSIVE" in shown and "0 of the 15 registered runs" in shown
-    assert "mambaout_atto_ssm seed 0, 1, 2, 3, 4" in (tmp_path / "hypothesis_1.md").read_text()
+    assert "mambaout_atto_ssm seed 0, 1, 2, 3, 4" in text(tmp_path)
+    assert page(tmp_path).count("No run yet.") == 3
 
 
 def test_smoke_records_never_reach_a_verdict(results, hypothesis):
@@ -94,17 +146,26 @@ def test_a_record_that_was_edited_by_hand_is_named(results, hypothesis):
         report.write(hypothesis, results)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"address": 1}', "null"])
-def test_a_corrupt_record_is_named_and_nothing_is_lost(results, hypothesis, text):
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"address": 1}', "null"])
+def test_a_corrupt_record_is_named_and_nothing_is_lost(results, hypothesis, content):
     report.write(hypothesis, results)
-    before = (results / "hypothesis_1.html").read_bytes()
+    before = files(results)
     file = results / "records/demo/imagenet/mambaout_atto/seed_0.json"
-    file.write_text(text)
+    file.write_text(content)
     with pytest.raises(
         UserError, match=r"seed_0\.json is not a valid record .*: delete it and run the same command again"
     ):
         report.write(hypothesis, results)
-    assert (results / "hypothesis_1.html").read_bytes() == before and file.read_text() == text
+    assert files(results) == before and file.read_text() == content
+
+
+def test_a_corrupt_record_of_another_hypothesis_does_not_stop_this_one(results, hypothesis):
+    bad = results / "records/demo/coco/mambaout_atto/seed_0.json"
+    bad.parent.mkdir(parents=True)
+    bad.write_text("{")
+    shown = report.write(hypothesis, results)
+    assert "Hypothesis 1 at demo scale: SUPPORTED" in shown and "note: hypothesis 2 is not in the report: " in shown
+    assert "not read" in page(results) and "coco/mambaout_atto/seed_0.json is not a valid record" in page(results)
 
 
 def test_records_of_an_unregistered_recipe_do_not_decide(results, hypothesis):
@@ -133,9 +194,130 @@ def test_a_hypothesis_of_two_tasks_has_a_part_for_each_with_pictures(tmp_path, m
     assert re.search(
         r"On coco the SSM changes box AP by \+0\.60 points \(96 % interval .*n = 5 seeds, smallest effect", shown
     )
-    assert all((tmp_path / f"hypothesis_2_demo_{task}.svg").exists() for task in hypothesis.tasks)
-    page, text = ((tmp_path / f"hypothesis_2.{suffix}").read_text() for suffix in ("html", "md"))
-    assert page.count("<svg") == 2 and page.count("data:image/jpeg;base64,") == 2
-    assert "arm - control" in page and "mask_ap_percent, mean" in page and "<td>none</td>" in page  # pretrained
-    assert f"[{gated}](records/demo/coco/{gated}/seed_0.jpg)" in text
-    assert len(pd.read_csv(tmp_path / "hypothesis_2.csv")) == 39
+    for task in hypothesis.tasks:
+        for kind in ("differences", "assay", "curves", "macs"):
+            assert (tmp_path / f"report/figures/hypothesis_2_demo_{task}_{kind}.svg").exists()
+    assert page(tmp_path).count("data:image/jpeg;base64,") == 2
+    assert "arm - control" in page(tmp_path) and "mask_ap_percent, mean" in page(tmp_path)
+    assert "<td>none</td>" in page(tmp_path)  # pretrained
+    assert f"[{gated}](../records/demo/coco/{gated}/seed_0.jpg)" in text(tmp_path)
+    assert len(pd.read_csv(tmp_path / "report/runs.csv")) == 39
+
+
+def test_what_did_not_go_as_planned_is_listed(results, hypothesis):
+    report.write(hypothesis, results)
+    assert "24 of 28 runs" not in text(results)
+    for address, ends in (
+        ("demo/imagenet/mambaout_atto/seed_0", [attempts.UNENDED, attempts.RECORDED]),
+        ("demo/imagenet/mambaout_atto/seed_1", [attempts.RECORDED]),
+        ("demo/imagenet/mambaout_atto_act/seed_3", ["FloatingPointError: the loss is nan"]),
+    ):
+        for end in ends:
+            attempts.path(results, address).parent.mkdir(parents=True, exist_ok=True)
+            attempts.add(attempts.path(results, address), begun="now")
+            if end != attempts.UNENDED:
+                attempts.add(attempts.path(results, address), ended="now", how=end)
+    file = results / "records/demo/imagenet/mambaout_atto/seed_2.json"
+    changed = record.read(file)
+    changed["provenance"] |= {"dirty": True, "code": "other"}
+    record.write(file, changed)
+    report.write(hypothesis, results)
+    for line in (
+        "demo/imagenet/mambaout_atto/seed_0: 2 attempts: no end noted: killed, or still running; recorded",
+        "demo/imagenet/mambaout_atto_act/seed_3: 1 attempt: FloatingPointError: the loss is nan; no record",
+        "26 of 28 runs were made before attempts at a run were kept",
+        "1 of 28 runs were made with uncommitted changes",
+        "the runs were made by 2 versions of the training code: code, other",
+    ):
+        assert f"- {line}\n" in text(results), line
+        assert line in page(results)
+    assert "mambaout_atto/seed_1:" not in text(results)
+
+
+def test_files_of_runs_that_are_gone_go_too(results, hypothesis):
+    report.write(hypothesis, results)
+    assert (results / "report/figures/hypothesis_1_demo_recall.svg").exists()
+    for file in (results / "records/demo/recall").rglob("*.json"):
+        file.unlink()
+    report.write(hypothesis, results)
+    assert not list((results / "report").rglob("*recall*"))
+
+
+# ---- published results -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["imagenet", "coco", "ade20k", "causal_attention"])
+def test_every_published_number_has_its_source_and_its_warning(task):
+    rows = tables.read_published(task)
+    assert len(rows) >= 2
+    for row in rows:
+        assert re.search(r"arXiv|github\.com|CVPR|timm", row["source"]), row
+        assert row["like_for_like"].split(":")[0] in ("no", "unknown"), row
+
+
+def test_the_papers_tables_are_whole():
+    """Rows that arXiv 2405.07992 prints for its own networks, Tables 1 to 3 and Figure 3b."""
+
+    def own(task, *columns):
+        rows = tables.read_published(task)
+        return {
+            r["model"].removeprefix("MambaOut-"): tuple(float(r[c]) for c in columns)
+            for r in rows
+            if r["source_kind"] == "paper_table" and r["model"].startswith("MambaOut")
+        }
+
+    assert own("imagenet", "macs_g", "top1") == {
+        "Femto": (1.2, 78.9),
+        "Tiny": (4.5, 82.7),
+        "Small": (9.0, 84.1),
+        "Base": (15.8, 84.2),
+    }
+    assert own("coco", "ap_box", "ap_mask") == {"Tiny": (45.1, 41.0), "Small": (47.4, 42.7), "Base": (47.4, 43.0)}
+    assert own("ade20k", "miou_ss", "miou_ms") == {"Tiny": (47.4, 48.6), "Small": (49.5, 50.6), "Base": (49.6, 51.0)}
+    causal = {
+        r["model"]: (float(r["fully_visible"]), float(r["causal"])) for r in tables.read_published("causal_attention")
+    }
+    assert causal == {"ViT-T": (72.2, 70.6), "ViT-S": (79.8, 78.9)}
+
+
+def test_published_numbers_stand_beside_ours_and_move_no_verdict(results, hypothesis, monkeypatch):
+    first = report.write(hypothesis, results)
+    assert "they" in report.ASIDE.lower() and report.ASIDE in page(results).replace("&#39;", "'")
+    assert page(results).index('id="published"') > page(results).index('id="hypothesis_3_demo"')
+    better = tables.read_published
+
+    def raised(task):
+        return [row | {k: "99.9" for k in ("top1", "ap_box", "miou_ss", "causal") if k in row} for row in better(task)]
+
+    monkeypatch.setattr(tables, "read_published", raised)
+    monkeypatch.setattr(figures, "read_published", raised)
+    before = files(results)
+    assert report.write(hypothesis, results) == first
+    changed = {name.as_posix() for name, content in files(results).items() if before[name] != content}
+    assert "report/figures/published_accuracy_macs.svg" in changed
+    assert not [name for name in changed if "hypothesis_" in name or name.endswith("runs.csv")]
+
+
+def test_the_token_counts_are_the_papers():
+    """Section 3.2: 196, 4000 and 4096 tokens of a patch of 16 against 6 D = 2304 and 4608."""
+    for size, tokens in (((224, 224), 196), ((800, 1280), 4000), ((512, 2048), 4096)):
+        assert figures.ratios("vit_small", size) == [pytest.approx(tokens / 2304)]
+        assert figures.ratios("vit_base", size) == [pytest.approx(tokens / 4608)]
+    assert figures.ratios("mambaout_atto", (32, 32)) == [pytest.approx(64 / 288)]
+
+
+def test_our_causal_pair_stands_beside_the_papers(results, hypothesis):
+    drawn = []
+    real = figures.causal_bars
+
+    def kept(sections):
+        drawn.append([s for s in sections if s.hypothesis.hypothesis == 3 and s.records])
+        return real(sections)
+
+    figures.causal_bars = kept
+    try:
+        report.write(hypothesis, results)
+    finally:
+        figures.causal_bars = real
+    ((section,),) = drawn
+    assert {arm for arm, _ in section.runs["imagenet"]} == {"vit_atto", "vit_atto_causal"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hypotheses import data, record, sweep
+from hypotheses import data, experiment, record, sweep
 from hypotheses.config import ROOT
 from hypotheses.errors import UserError
 
@@ -128,7 +128,7 @@ def test_the_time_left_is_known_once_every_arm_was_seen(tmp_path):
 
 def test_slots_are_cores_or_the_gpus_that_are_visible(hypothesis, monkeypatch):
     def slots(jobs=None, *overrides):
-        config = hypothesis.config("demo", "imagenet", "mambaout_atto", 0, list(overrides))
+        config = experiment.config_of("demo", "imagenet", "mambaout_atto", 0, list(overrides))
         return [(s.environment, s.overrides) for s in sweep.make_slots(config, jobs, list(overrides))]
 
     cores = len(os.sched_getaffinity(0))
@@ -191,7 +191,7 @@ def test_the_whole_command_ends_in_a_verdict(tmp_path, make_records, hypothesis)
         for seed in range(5):
             if (arm, seed) == ("mambaout_atto_identity", 4):
                 continue
-            config = hypothesis.config("demo", "imagenet", arm, seed, paths)
+            config = experiment.config_of("demo", "imagenet", arm, seed, paths)
             fingerprint = data.prepare(config).fingerprint
             made = make_records({arm: [85.0 + seed if "identity" not in arm else 40.0] * (seed + 1)})[arm, seed]
             made["identity"], made["data_fingerprint"] = record.identity(config, fingerprint), fingerprint
@@ -204,4 +204,4 @@ def test_the_whole_command_ends_in_a_verdict(tmp_path, make_records, hypothesis)
     assert "Hypothesis 1 at demo scale:" in done.stdout
     last = record.read(tmp_path / "results/records/demo/imagenet/mambaout_atto_identity/seed_4.json")
     assert last["seconds"] > 1 and json.dumps(last["curve"])
-    assert Path(tmp_path, "results/hypothesis_1.html").exists()
+    assert Path(tmp_path, "results/report/index.html").exists()

@@ -110,12 +110,19 @@ class Experiment:
         arms = self.scales[scale]
         return [arms.control, *arms.treatments, *arms.shams.values()]
 
-    def config(self, scale: str, task: str, backbone: str, seed: int, overrides: list[str]) -> Config:
-        """The resolved config of one of its runs."""
-        return compose(self.overrides(scale, task, backbone, seed) + overrides)
 
-    def overrides(self, scale: str, task: str, backbone: str, seed: int) -> list[str]:
-        return [f"task={task}", f"backbone={backbone}", f"scale={scale}", f"seed={seed}"]
+def config_of(scale: str, task: str, backbone: str, seed: int, overrides: list[str]) -> Config:
+    """The resolved config of a run."""
+    return compose(run_overrides(scale, task, backbone, seed) + overrides)
+
+
+def run_overrides(scale: str, task: str, backbone: str, seed: int) -> list[str]:
+    """What is typed after `python -m hypotheses.run` for a run."""
+    return [f"task={task}", f"backbone={backbone}", f"scale={scale}", f"seed={seed}"]
+
+
+def load_all() -> list[Experiment]:
+    return [load(file.stem.removeprefix("hypothesis_")) for file in sorted(FOLDER.glob("hypothesis_*.yaml"))]
 
 
 def load(number: str) -> Experiment:
@@ -244,6 +251,8 @@ def changes(experiment: Experiment, scale: str, results: Path, runs: Sequence[Re
 def rule_of(file: Path, scale: str) -> dict[str, Any]:
     """What a file of experiments/ says about one scale."""
     content = yaml.safe_load(file.read_text())
+    if control := content.get("positive_control"):
+        content["positive_control"] = control | {"scales": [s for s in control["scales"] if s == scale]}
     return content | {"scales": {scale: content.get("scales", {}).get(scale, {})}}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from hypotheses import report
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Experiment
-from hypotheses.report import Section
+from hypotheses.report import Section, wording
 from hypotheses.verdict import POWER, Difference, detectable, seeds_for
 
 CONFIDENCE = 0.95  # of the interval of a deviation
@@ -69,7 +69,7 @@ def write(hypothesis: Experiment, results: Path, scale: str) -> str:
     if not rows:
         raise UserError(
             f"hypothesis {hypothesis.hypothesis} has fewer than two pairs of runs at {scale} scale in {results}: the spread between "
-            f"them is not known yet; type {report.command(hypothesis, s)} first"
+            f"them is not known yet; type {wording.command(s)} first"
         )
     lines = [f"hypothesis {hypothesis.hypothesis} at {scale} scale, points of each task's metric", ""]
     for row in rows:
@@ -81,6 +81,8 @@ def write(hypothesis: Experiment, results: Path, scale: str) -> str:
 def main(arguments: list[str] | None = None) -> None:
     about = "What more seeds would decide, from the spread seen so far; of the demo, unless another scale is named."
     hypothesis, results, scale = report.read_arguments("power", about, arguments)
+    if hypothesis is None:
+        raise UserError("say which hypothesis: make power HYP=1")
     print(write(hypothesis, results, scale or "demo"))
 
 

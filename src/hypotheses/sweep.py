@@ -70,7 +70,7 @@ def sweep(
         else []
     )
     wanted += [(task, arm, seed) for seed in range(seeds) for task in tasks or hypothesis.tasks for arm in arms]
-    configs = [hypothesis.config(scale, task, arm, seed, overrides) for task, arm, seed in wanted]
+    configs = [experiment.config_of(scale, task, arm, seed, overrides) for task, arm, seed in wanted]
     check_space(configs[0])
     with only_one(Path(configs[0]["paths"]["outputs"]), "sweep"):
         return run_missing(hypothesis, scale, configs, jobs, overrides)
@@ -156,7 +156,7 @@ def start(hypothesis: Experiment, config: Config, slot: Slot, overrides: list[st
     for old in ("heartbeat.json", "metrics.jsonl"):
         (folder / old).unlink(missing_ok=True)
     scale, task, backbone = (config[group]["name"] for group in ("scale", "task", "backbone"))
-    arguments = hypothesis.overrides(scale, task, backbone, config["seed"])
+    arguments = experiment.run_overrides(scale, task, backbone, config["seed"])
     log = folder / "log.txt"
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -326,7 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = arms.all() if asked.arms == "all" else arms.registered()
     tasks = [asked.task] if asked.task else list(hypothesis.tasks)
     code = sweep(hypothesis, asked.scale, seeds, names, asked.jobs, asked.overrides, tasks)
-    results = Path(hypothesis.config(asked.scale, tasks[0], arms.control, 0, asked.overrides)["paths"]["results"])
+    results = Path(experiment.config_of(asked.scale, tasks[0], arms.control, 0, asked.overrides)["paths"]["results"])
     for bed in report.section(hypothesis, results, asked.scale).verdict.beds:
         if bed.wanted and bed.task in tasks:
             print(

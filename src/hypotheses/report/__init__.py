@@ -1,0 +1,308 @@
+"""Records and hypotheses -> results/report/: index.html, index.md, and their figures and tables as files. Only reads records;
+run twice, it writes the same bytes.
+
+    python -m hypotheses.report [1] [--scale demo]
+
+reading   the records of a hypothesis at one scale, judged      wording   what is said of them
+tables    as Markdown, CSV and LaTeX                            figures   as SVG
+index.html.jinja   the page
+"""
+
+import argparse
+import base64
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hypotheses import experiment, record
+from hypotheses.config import compose
+from hypotheses.errors import UserError
+from hypotheses.experiment import Experiment
+from hypotheses.report import figures, tables, wording
+from hypotheses.report.reading import Section, over_images, section
+from hypotheses.report.tables import Table
+from hypotheses.verdict import Bed
+
+__all__ = ["Section", "check_scale", "read_arguments", "section", "write"]
+
+TITLE = "Is the state space model worth having for vision?"
+ABOUT = (
+    "A controlled test of the hypotheses of MambaOut (arXiv 2405.07992): the same network with and without the SSM, the same recipe, "
+    "several seeds, a decision rule that was written down before the runs. Each verdict speaks about its own scale."
+)
+ASIDE = (
+    "Numbers of others, each one run by its own recipe. They stand beside ours and enter no test; the whole files, with the rows "
+    "from repositories and re-evaluations, are results/published/*.csv."
+)
+
+
+def write(hypothesis: Experiment | None, results: Path, scale: str | None = None) -> str:
+    """Write the report of every hypothesis and scale that has records. Return what a terminal shows of `hypothesis`, or of all, at
+    `scale`, or at all. Raises UserError where a record of `hypothesis` is not valid; what is wrong with those of another one stands
+    in the report."""
+    sections, unread = [], {}
+    for other in experiment.load_all():
+        asked = hypothesis is None or other.hypothesis == hypothesis.hypothesis
+        try:
+            sections += sections_of(hypothesis if hypothesis and asked else other, results, scale if asked else None)
+        except UserError as error:
+            if asked:
+                raise
+            unread[other.hypothesis] = str(error)
+    drawn = {name: found for s in sections for name, found in figures.of_section(s).items()}
+    drawn |= figures.of_the_paper(sections)
+    listed = all_tables(sections)
+    outputs = {
+        "index.html": html(sections, drawn, listed, unread),
+        "index.md": markdown(sections, drawn, listed, unread, results),
+        "runs.csv": record.table([r for s in sections for r in s.records])
+        .drop_duplicates()
+        .to_csv(index=False, lineterminator="\n"),
+    }
+    outputs |= {f"figures/{name}.svg": svg for name, (_, svg) in drawn.items()}
+    for table in listed.values():
+        outputs |= {
+            f"tables/{table.name}.md": "\n".join([*table.markdown(), ""]),
+            f"tables/{table.name}.csv": table.csv(),
+            f"tables/{table.name}.tex": table.latex(),
+        }
+    folder = results / "report"
+    for file, text in outputs.items():
+        record.write_aside(folder / file, text)
+    for old in {*folder.glob("figures/*.svg"), *folder.glob("tables/*")} - {folder / file for file in outputs}:
+        old.unlink()  # of runs that are gone
+    numbers = [hypothesis.hypothesis] if hypothesis else [s.hypothesis.hypothesis for s in sections]
+    shown = [s for s in sections if scale in (None, s.scale) and s.hypothesis.hypothesis in numbers]
+    warnings = [f"note: hypothesis {number} is not in the report: {why}" for number, why in unread.items()]
+    return "\n".join([*(terminal(s) for s in shown), "", *warnings, f"report: {folder / 'index.html'}"])
+
+
+def sections_of(hypothesis: Experiment, results: Path, scale: str | None) -> list[Section]:
+    """Those scales of a hypothesis that have records, and `scale`; its first one if there is none."""
+    found = [section(hypothesis, results, name) for name in hypothesis.scales]
+    chosen = [s for s in found if any(s.runs[task] for task in hypothesis.tasks) or s.scale == scale] or found[:1]
+    return [dataclasses.replace(s, over_images=over_images(s, results)) for s in chosen]
+
+
+def all_tables(sections: Sequence[Section]) -> dict[str, Table]:
+    found = []
+    for s in sections:
+        for bed in s.verdict.beds:
+            if s.runs[bed.task]:
+                found += [tables.arms(s, bed), tables.seeds(s, bed.task)]
+        if (memory := tables.memory(s)) and s.hypothesis.positive_control:
+            found += [memory, tables.seeds(s, s.hypothesis.positive_control.task)]
+    found += [*(tables.published(task) for task in tables.HEADS), tables.published_causal()]
+    return {table.name: table for table in found}
+
+
+def terminal(s: Section) -> str:
+    """The table of arms, the gates and the verdict, for a terminal."""
+    lines = []
+    for bed in s.verdict.beds:
+        found = tables.arms(s, bed)
+        table = [[row[i] for i in (0, 2, 3, 4)] for row in (found.columns, *found.rows)]
+        widths = [max(len(r[i]) for r in table) for i in range(4)]
+        lines += ["", *([f"{bed.task}:"] if len(s.verdict.beds) > 1 else [])]
+        lines += ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table]
+        lines += ["", *(f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.detail}" for g in bed.gates)]
+        if bed.missing:
+            lines += ["", f"Missing: {wording.missing(bed)}. Type: {wording.command(s)}"]
+    return "\n".join([*lines, "", wording.headline(s), *wording.remarks(s), s.arms.about])
+
+
+# ---- the page, as HTML and as Markdown -------------------------------------------------------------------------------
+
+
+def html(
+    sections: Sequence[Section], drawn: dict[str, tuple[str, str]], listed: dict[str, Table], unread: dict[int, str]
+) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pictures = {name: (title, figures.inline(svg)) for name, (title, svg) in drawn.items()}
+
+    def of(prefix: str) -> list[tuple[str, str, str]]:
+        return [(name, *found) for name, found in pictures.items() if name.startswith(prefix)]
+
+    def bed_view(s: Section, bed: Bed) -> dict[str, Any]:
+        name = f"{s.name}_{bed.task}"
+        return {
+            "task": bed.task,
+            "figures": of(f"{name}_"),
+            "arms": listed.get(f"{name}_arms"),
+            "seeds": listed.get(f"{name}_seeds"),
+            "gates": bed.gates,
+            "missing": wording.missing(bed),
+            "commands": [(arm, wording.row_command(runs)) for arm, runs in tables.found_runs(s, bed.task).items()],
+            "pictures": pictures_of(s, bed.task),
+        }
+
+    def memory_view(s: Section) -> dict[str, Any] | None:
+        control = s.hypothesis.positive_control
+        if not control or not s.runs[control.task]:
+            return None
+        name = f"{s.name}_{control.task}"
+        return {
+            "task": control.task,
+            "figures": of(name),
+            "arms": listed[f"{name}_arms"],
+            "seeds": listed[f"{name}_seeds"],
+            "commands": [(arm, wording.row_command(runs)) for arm, runs in tables.found_runs(s, control.task).items()],
+            "pictures": pictures_of(s, control.task),
+        }
+
+    views = [
+        {
+            "id": s.name,
+            "number": s.hypothesis.hypothesis,
+            "claim": s.hypothesis.claim,
+            "source": s.hypothesis.source,
+            "scale": s.scale,
+            "outcome": s.verdict.outcome,
+            "label": s.verdict.label,
+            "headline": wording.headline(s),
+            "about": s.arms.about,
+            "remarks": wording.remarks(s),
+            "beds": [bed_view(s, bed) for bed in s.verdict.beds],
+            "memory": memory_view(s),
+            "gates_title": wording.gates_title(s.hypothesis),
+            "rule": wording.rule(s.hypothesis),
+            "command": wording.command(s),
+            "deviations": deviations(s),
+            "provenance": wording.provenance(s),
+        }
+        for s in sections
+    ]
+    return (
+        environment.get_template("index.html.jinja").render(
+            title=TITLE,
+            about=ABOUT,
+            aside=ASIDE,
+            sections=views,
+            unread=unread,
+            published=[table for name, table in listed.items() if name.startswith("published_")],
+            paper=[(name, *pictures[name]) for name in figures.OF_THE_PAPER],
+            pictures_title=wording.PICTURES,
+        )
+        + "\n"
+    )
+
+
+def deviations(s: Section) -> list[str]:
+    none = "None: every run was recorded at its first attempt, under the registered rule, by the same committed code."
+    return s.deviations or [none if s.records else "No run yet."]
+
+
+def pictures_of(s: Section, task: str) -> list[tuple[str, str]]:
+    """Arm and JPEG, in base64, of what the first seed has drawn."""
+    return [(arm, base64.b64encode(file.read_bytes()).decode()) for arm, file in s.pictures[task].items()]
+
+
+def markdown(
+    sections: Sequence[Section],
+    drawn: dict[str, tuple[str, str]],
+    listed: dict[str, Table],
+    unread: dict[int, str],
+    results: Path,
+) -> str:
+    lines = [f"# {TITLE}", "", ABOUT, "", "## Verdicts", ""]
+    lines += [f"- **{wording.headline(s)}**" for s in sections]
+    lines += [f"- Hypothesis {number} could not be read: {why}" for number, why in unread.items()]
+    for s in sections:
+        lines += ["", f"## Hypothesis {s.hypothesis.hypothesis}, {s.scale} scale: {s.hypothesis.claim}", ""]
+        lines += [f"Source: {s.hypothesis.source}.", "", f"**{wording.headline(s)}**", "", s.arms.about, ""]
+        lines += [line for remark in wording.remarks(s) for line in (remark, "")]
+        for bed in s.verdict.beds:
+            lines += [f"### {bed.task}", ""]
+            lines += images(drawn, f"{s.name}_{bed.task}_")
+            if arms := listed.get(f"{s.name}_{bed.task}_arms"):
+                lines += [*arms.markdown(), ""]
+            lines += [wording.gates_title(s.hypothesis), ""]
+            lines += [f"- {'passed' if g.passed else '**failed**'}: {g.name}. {g.detail}" for g in bed.gates]
+            if seeds := listed.get(f"{s.name}_{bed.task}_seeds"):
+                lines += ["", f"{seeds.title}:", "", *seeds.markdown()]
+            lines += picture_links(s, bed.task, results)
+            if bed.missing:
+                lines += ["", f"Missing: {wording.missing(bed)}."]
+            lines += [""]
+        control = s.hypothesis.positive_control
+        if control and (arms := listed.get(f"{s.name}_{control.task}_arms")):
+            lines += [f"### Positive control: {control.task}", "", *images(drawn, f"{s.name}_{control.task}")]
+            lines += [*arms.markdown(), *picture_links(s, control.task, results), ""]
+        lines += [f"Make it again, or complete it: `{wording.command(s)}`. A row of a table:", ""]
+        for task in s.hypothesis.metrics():
+            lines += [f"- `{wording.row_command(runs)}`" for runs in tables.found_runs(s, task).values()]
+        lines += [
+            "",
+            "Deviations:",
+            "",
+            *(f"- {line}" for line in deviations(s)),
+            "",
+            "Made with:",
+            "",
+        ]
+        lines += [*(f"- {line}" for line in wording.provenance(s)), "", wording.rule(s.hypothesis)]
+    lines += ["", "## Published results", "", ASIDE, ""]
+    lines += [line for name in figures.OF_THE_PAPER for line in images(drawn, name)]
+    for name, table in listed.items():
+        lines += [f"- [{table.title}](tables/{name}.md)"] if name.startswith("published_") else []
+    return "\n".join([*lines, ""])
+
+
+def images(drawn: dict[str, tuple[str, str]], prefix: str) -> list[str]:
+    chosen = {name: title for name, (title, _) in drawn.items() if name.startswith(prefix)}
+    return [line for name, title in chosen.items() for line in (f"![{title}](figures/{name}.svg)", "")]
+
+
+def picture_links(s: Section, task: str, results: Path) -> list[str]:
+    links = [f"[{arm}](../{file.relative_to(results).as_posix()})" for arm, file in s.pictures[task].items()]
+    return ["", f"{wording.PICTURES}: {', '.join(links)}"] if links else []
+
+
+# ---- what a person types ---------------------------------------------------------------------------------------------
+
+
+def check_scale(hypothesis: Experiment, scale: str) -> None:
+    if scale not in hypothesis.scales:
+        raise UserError(
+            f"SCALE={scale}: hypothesis {hypothesis.hypothesis} is registered at {', '.join(hypothesis.scales)}"
+        )
+
+
+def read_arguments(target: str, about: str, arguments: list[str] | None) -> tuple[Experiment | None, Path, str | None]:
+    """The hypothesis, the folder of results and the scale that a `make` target without runs is asked about; None for what is not
+    named."""
+    parser = argparse.ArgumentParser(
+        prog=f"make {target} HYP=1",
+        description=about,
+        usage=f"make {target} HYP=1 [SCALE=demo] [ARGS='paths.results=FOLDER']",
+    )
+    parser.add_argument("--scale")
+    parser.add_argument("words", nargs="*", help="the number of a hypothesis; paths.results=FOLDER")
+    asked = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
+    numbers, overrides = ([w for w in asked.words if ("=" in w) is has] for has in (False, True))
+    if len(numbers) > 1:
+        raise UserError(f"HYP={' '.join(numbers)}: name one hypothesis: make {target} HYP=1")
+    hypothesis = experiment.load(numbers[0]) if numbers else None
+    for override in overrides:
+        if not override.startswith("paths."):
+            raise UserError(f"{override}: make {target} takes paths only, such as paths.results=FOLDER")
+    if asked.scale and hypothesis:
+        check_scale(hypothesis, asked.scale)
+    elif asked.scale:
+        raise UserError(f"SCALE={asked.scale}: say of which hypothesis: make {target} HYP=1 SCALE={asked.scale}")
+    return hypothesis, Path(compose(overrides)["paths"]["results"]), asked.scale
+
+
+def main(arguments: list[str] | None = None) -> None:
+    about = "Judge the records of the hypotheses and write the report; show what it says of one, or of all."
+    print(write(*read_arguments("report", about, arguments)))

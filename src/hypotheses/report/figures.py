@@ -1,0 +1,368 @@
+"""The figures of a report, each a small SVG of one panel, so that they stand below each other on a phone. The same numbers give
+the same bytes."""
+
+import contextlib
+import functools
+import io
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hypotheses.config import Config
+from hypotheses.metrics import METRICS
+from hypotheses.record import Record
+from hypotheses.report.reading import Section
+from hypotheses.report.tables import found_runs, read_published, roles
+from hypotheses.report.wording import interval
+from hypotheses.verdict import Bed
+
+INK, QUIET, GOOD, BAD = "#1b1f24", "#8a919a", "#2b6cb0", "#b5501b"
+COLORS = {"control": INK, "treatment": GOOD, "negative control": BAD}  # by role; others are quiet
+IN_A_PAGE = {INK: "--ink", QUIET: "--faint", GOOD: "--good", BAD: "--bad"}  # so that dark mode can change them
+
+
+@contextlib.contextmanager
+def panel(height: float, out: list[str], width: float = 5.4) -> Iterator[Any]:
+    """Axes of a figure, inches; what is drawn on them is appended to `out` as SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "svg.hashsalt": "hypotheses",  # so that the same records give the same bytes
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": QUIET,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "axes.titlepad": 14,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+    }
+    with matplotlib.rc_context(style):
+        drawn = Figure(figsize=(width, height), layout="constrained")
+        yield drawn.subplots()
+        content = io.StringIO()
+        drawn.savefig(content, format="svg", metadata={"Date": None})
+    out.append("".join(line.rstrip() + "\n" for line in content.getvalue().splitlines()))
+
+
+def inline(svg: str) -> str:
+    """An SVG as a part of a page: without an XML declaration, with the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    for color, variable in IN_A_PAGE.items():
+        svg = svg.replace(color, f"var({variable})")
+    return svg
+
+
+def metric_label(task: str, metric: str) -> str:
+    return f"{METRICS[task][metric].title} (percent)"
+
+
+# ---- of a hypothesis -------------------------------------------------------------------------------------------------
+
+
+def of_section(s: Section) -> dict[str, tuple[str, str]]:
+    """Every figure of a hypothesis at one scale: name of its file -> what it shows, SVG."""
+    found = {}
+    for bed in s.verdict.beds:
+        name, where = f"{s.name}_{bed.task}", f"{bed.task}, {s.scale} scale"
+        found[f"{name}_differences"] = (f"Paired differences on {where}", differences(s, bed))
+        if not s.runs[bed.task]:
+            continue
+        found[f"{name}_assay"] = (f"Every arm and seed on {where}", assay(s, bed))
+        found[f"{name}_curves"] = (f"Validation during training on {where}", curves(s, bed))
+        found[f"{name}_macs"] = (f"Metric against MACs on {where}", own_macs(s, bed))
+    control = s.hypothesis.positive_control
+    if control and s.runs.get(control.task):
+        found[f"{s.name}_{control.task}"] = (f"Positive control, {control.task}, {s.scale} scale", memory(s))
+    return found
+
+
+def differences(s: Section, bed: Bed) -> str:
+    """The difference of each seed, with mean, interval and margin, a row for each contrast."""
+    from matplotlib.transforms import offset_copy
+
+    gain, margin = s.hypothesis.test == "superiority", s.arms.margin[bed.task]
+    line, label = (margin, f"of interest from {margin:g}") if gain else (-margin, f"margin -{margin:g}")
+    contrasts, out = [*bed.contrasts, *bed.extra], []
+    with panel(max(2.6, 1.5 + 0.62 * len(contrasts)), out, 6.2) as axes:
+        axes.axvline(0, color=QUIET, lw=0.8)
+        axes.axvline(line, color=QUIET if gain else BAD, lw=1.2, ls="--")
+        axes.axvspan(0 if gain else line, 1e3, color=GOOD, alpha=0.08, lw=0)  # where an interval supports the claim
+        above = offset_copy(axes.transData, axes.figure, y=9, units="points")
+        for row, c in enumerate(contrasts):
+            color = INK if row < len(bed.contrasts) else QUIET  # extra arms, which are not judged, are paler
+            axes.plot(c.d, [row] * c.n, "o", color=color, ms=4, alpha=0.6, mew=0, transform=above)
+            axes.plot([c.low, c.high], [row, row], color=color, lw=2.2, solid_capstyle="butt")
+            axes.plot([c.mean], [row], "D", color=color, ms=6)
+        ends = [x for c in contrasts for x in (c.low, c.high, *c.d)] + [1.3 * line, -0.8 * line]
+        pad = 0.06 * (max(ends) - min(ends))
+        axes.set_xlim(min(ends) - pad, max(ends) + pad)
+        axes.set_ylim(max(len(contrasts), 1) - 0.45, -0.6)
+        pairs = [(c.treatment, c.control) if gain else (c.control, c.treatment) for c in contrasts]
+        labels = [f"{a}\n- {b}\n{interval(c)}, n = {c.n}" for c, (a, b) in zip(contrasts, pairs, strict=True)]
+        axes.set_yticks(range(len(contrasts)), labels, fontsize=8)
+        top = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
+        axes.annotate(label, (line, 1), color=INK if gain else BAD, **top)
+        which = "e = arm - control" if gain else "d = control - arm"
+        axes.set_xlabel(
+            f"{which}, {METRICS[bed.task][bed.metric].title} (points)\ndots: seeds; bar: interval over seeds"
+        )
+        if not contrasts:
+            axes.text(0.5, 0.5, "no pair of runs yet", transform=axes.transAxes, ha="center", color=QUIET)
+        axes.set_title(f"paired differences, {bed.task}, {s.scale} scale")
+    return out[0]
+
+
+def rows_of_arms(axes: Any, found: dict[str, list[Record]], metric: str, colors: dict[str, str]) -> None:
+    """Every seed of every arm, a row for each, and its mean."""
+    for row, (arm, records) in enumerate(found.items()):
+        values, color = [r["metrics"][metric] for r in records], colors.get(arm, QUIET)
+        mean = statistics.fmean(values)
+        axes.plot(values, [row] * len(values), "o", color=color, ms=4, alpha=0.6, mew=0)
+        axes.plot([mean, mean], [row - 0.25, row + 0.25], color=color, lw=2)
+        axes.annotate(f"{mean:.1f}", (mean, row - 0.28), ha="center", va="bottom", fontsize=8)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(max(len(found), 1) - 0.4, -0.8)
+    axes.set_yticks(range(len(found)), [f"{arm}, n = {len(records)}" for arm, records in found.items()], fontsize=8)
+
+
+def assay(s: Section, bed: Bed) -> str:
+    found, out = found_runs(s, bed.task), []
+    with panel(max(2.4, 1.3 + 0.36 * len(found)), out) as axes:
+        rows_of_arms(axes, found, bed.metric, colors_of(s))
+        axes.axvline(s.arms.chance[bed.task], color=QUIET, lw=0.8, ls=":")
+        axes.set_xlabel(f"{metric_label(bed.task, bed.metric)}\ndots: seeds; line: mean; dotted: chance")
+        axes.set_title(f"can this bed see a mixer? {bed.task}, {s.scale} scale")
+    return out[0]
+
+
+def memory(s: Section) -> str:
+    control = s.hypothesis.positive_control
+    assert control
+    found, out = found_runs(s, control.task), []
+    with panel(max(2.2, 1.3 + 0.4 * len(found)), out) as axes:
+        rows_of_arms(axes, found, control.metric, colors_of(s))
+        for x, word, side in ((control.solved, "solved from", "left"), (control.unsolved, "unsolved to", "right")):
+            axes.axvline(x, color=BAD if side == "right" else GOOD, lw=1, ls="--")
+            place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
+            axes.annotate(f"{word} {x:g}", (x, 1), **place)
+        axes.set_xlabel(f"{metric_label(control.task, control.metric)}\ndots: seeds; line: mean")
+        axes.set_title(f"can the SSM show a memory? {control.task}, {s.scale} scale")
+    return out[0]
+
+
+def colors_of(s: Section) -> dict[str, str]:
+    return {arm: COLORS.get(role, QUIET) for arm, role in roles(s).items()}
+
+
+def curves(s: Section, bed: Bed) -> str:
+    """The validation metric against the share of the schedule: mean over seeds, and their range for the registered arms."""
+    out, known = [], roles(s)
+    with panel(3.1, out) as axes:
+        for arm, records in found_runs(s, bed.task).items():
+            rows = [[row for row in r["curve"] if bed.metric in row] for r in records]
+            unit = next((u for u in ("epoch", "step") if rows and rows[0] and u in rows[0][0]), "")
+            length = min(len(r) for r in rows)
+            if not unit or not length:
+                continue
+            x = [row[unit] for row in rows[0][:length]]
+            values = [[r[i][bed.metric] for r in rows] for i in range(length)]
+            color = COLORS.get(known.get(arm, ""), QUIET)
+            registered = arm in s.arms.registered()
+            if registered:
+                axes.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.12, lw=0)
+            axes.plot(
+                x, [statistics.fmean(v) for v in values], "-" if registered else ":", color=color, lw=1.8 if registered else 0.9,
+                label=f"{arm}, n = {len(records)}" if registered else None,
+            )  # fmt: skip
+            axes.set_xlabel(f"{unit}\nline: mean over seeds; band: their range; dotted: other arms")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylabel(metric_label(bed.task, bed.metric))
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.set_title(f"validation during training, {bed.task}, {s.scale} scale")
+    return out[0]
+
+
+def own_macs(s: Section, bed: Bed) -> str:
+    found, out = found_runs(s, bed.task), []
+    with panel(3.1, out) as axes:
+        points = []
+        for arm, records in found.items():
+            values = [r["metrics"][bed.metric] for r in records]
+            x, mean, color = records[0]["cost"]["macs"] / 1e6, statistics.fmean(values), colors_of(s).get(arm, QUIET)
+            axes.plot([x, x], [min(values), max(values)], color=color, lw=1, alpha=0.6)
+            axes.plot([x], [mean], "o", color=color, ms=5)
+            points.append((x, mean, shortened(arm, s.arms.control)))
+        axes.margins(x=0.18, y=0.12)
+        axes.set_xlabel("MACs of an image (millions)\npoint: mean over seeds; line: their range")
+        axes.set_ylabel(metric_label(bed.task, bed.metric))
+        axes.set_title(f"metric against MACs, {bed.task}, {s.scale} scale")
+        label_points(axes, points)
+    return out[0]
+
+
+def shortened(arm: str, control: str) -> str:
+    """_ssm for mambaout_atto_ssm beside mambaout_atto."""
+    return arm.removeprefix(control) if arm.startswith(f"{control}_") else arm
+
+
+def label_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside points, moved down where they would lie on each other."""
+    axes.figure.draw_without_rendering()  # where things lie is known only then
+    last: dict[int, float] = {}
+    for x, y, name in sorted(points, key=lambda p: -p[1]):
+        px, py = axes.transData.transform((x, y))
+        column = round(px / 60)
+        near = [last[c] for c in (column - 1, column, column + 1) if c in last]
+        to = min([py, *(n - 14 for n in near)])
+        last[column] = to
+        axes.annotate(
+            name, (x, y), xytext=(6, (to - py) * 72 / axes.figure.dpi - 3), textcoords="offset points", fontsize=7
+        )
+
+
+# ---- of the paper, and ours beside it --------------------------------------------------------------------------------
+
+
+OF_THE_PAPER = ("published_accuracy_macs", "causal_attention", "token_counts")
+
+
+def of_the_paper(sections: Sequence[Section]) -> dict[str, tuple[str, str]]:
+    """The figures of the paper that can be made again from data: name -> what it shows, SVG."""
+    titles = (
+        "Published top-1 on ImageNet against MACs",
+        "Fully visible and causal attention: published, and ours",
+        "Tokens against 6 D: which tasks the paper calls long",
+    )
+    drawn = (published_macs(sections), causal_bars(sections), token_counts())
+    return dict(zip(OF_THE_PAPER, zip(titles, drawn, strict=True), strict=True))
+
+
+MIXERS = {"conv": "o", "conv+ssm": "^", "attn": "s", "conv+attn": "D", "conv+attn+ssm": "v", "pool": "x"}
+
+
+def published_macs(sections: Sequence[Section]) -> str:
+    """The paper's Table 1 at 224 pixels, and our runs at paper scale where there are some."""
+    out: list[str] = []
+    rows = [
+        r
+        for r in read_published("imagenet")
+        if r["source_kind"] == "paper_table" and r["image_size"] == "224" and r["macs_g"]
+    ]
+    with panel(3.6, out) as axes:
+        for mixer, marker in MIXERS.items():
+            of_it = [r for r in rows if r["mixer_type"] == mixer and "MambaOut" not in r["model"]]
+            color = GOOD if "ssm" in mixer else QUIET
+            x, y = ([float(r[key]) for r in of_it] for key in ("macs_g", "top1"))
+            axes.plot(x, y, marker, color=color, ms=4, alpha=0.75, mew=1 if marker == "x" else 0, label=mixer, ls="")
+        own = [r for r in rows if r["model"].startswith("MambaOut")]
+        x, y = ([float(r[key]) for r in own] for key in ("macs_g", "top1"))
+        axes.plot(x, y, "*-", color=BAD, ms=8, lw=1, mew=0, label="MambaOut, published")
+        ours = [
+            (r["cost"]["macs"] / 1e9, r["metrics"]["top1_percent"])
+            for s in sections
+            if s.scale == "paper"
+            for r in s.runs.get("imagenet", {}).values()
+        ]
+        if ours:
+            axes.plot(
+                *zip(*ours, strict=True), "P", color=INK, ms=6, mew=0, label="ours, paper scale, a seed each", ls=""
+            )
+        axes.set_xscale("log")
+        ticks = [0.5, 1, 2, 4, 8, 16]
+        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("MACs (G), 224 x 224 pixels" + ("" if ours else "; none of ours: no run at paper scale yet"))
+        axes.set_ylabel("top-1 on ImageNet (percent)")
+        axes.legend(frameon=False, fontsize=7, loc="lower right", ncols=2)
+        axes.set_title("published, one run each, other groups' recipes")
+    return out[0]
+
+
+def causal_bars(sections: Sequence[Section]) -> str:
+    """Figure 3b of the paper, and our pairs of a ViT and a causal ViT, each with its scale and its seeds."""
+    bars = [
+        (f"{r['model']}\npublished,\none run", [float(r["fully_visible"])], [float(r["causal"])])
+        for r in read_published("causal_attention")
+    ]
+    for s in sections:
+        if s.hypothesis.hypothesis == 3 and (runs := s.runs["imagenet"]):
+            of_arm = [
+                [r["metrics"]["top1_percent"] for (name, _), r in sorted(runs.items()) if name == arm]
+                for arm in (s.arms.treatments[0], s.arms.control)
+            ]
+            if all(of_arm):
+                full, causal = of_arm
+                seeds = min(len(full), len(causal))
+                bars.append((f"{s.arms.treatments[0]}\nours, {s.scale},\nn = {seeds}", full, causal))
+    out: list[str] = []
+    with panel(3.2, out) as axes:
+        for i, (_, *pair) in enumerate(bars):
+            for values, shift, color, label in zip(
+                pair, (-0.19, 0.19), (INK, GOOD), ("fully visible", "causal"), strict=True
+            ):
+                mean = statistics.fmean(values)
+                axes.bar(i + shift, mean, 0.36, color=color, alpha=0.75, label=label if i == 0 else None)
+                axes.plot([i + shift] * len(values), values, "o", color=BAD, ms=3, mew=0) if len(values) > 1 else None
+                axes.annotate(f"{mean:.1f}", (i + shift, max(values)), ha="center", va="bottom", fontsize=8)
+        axes.set_xticks(range(len(bars)), [name for name, *_ in bars], fontsize=8)
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("top-1 (percent)")
+        axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
+        axes.set_title("causal attention; dots: seeds")
+    return out[0]
+
+
+@functools.cache
+def token_counts() -> str:
+    """L / (6 D) of the paper's networks at its three tasks, stage by stage, and of the demo's (paper, section 3.2)."""
+    sizes = {"imagenet, 224 x 224": (224, 224), "coco, 800 x 1280": (800, 1280), "ade20k, 512 x 2048": (512, 2048)}
+    demo = {
+        "imagenet demo, 32 x 32": (32, 32),
+        "recall demo, 16 x 96": (16, 96),
+        "coco, ade20k demo, 96 x 96": (96, 96),
+    }
+    rows = [
+        (f"{task}\n{name}", ratios(name, size))
+        for chosen, names in ((sizes, ("vit_small", "vit_base", "mambaout_tiny")), (demo, ("mambaout_atto",)))
+        for task, size in chosen.items()
+        for name in names
+    ]
+    out: list[str] = []
+    with panel(5.2, out) as axes:
+        axes.axvline(1, color=BAD, lw=1.2, ls="--")
+        axes.annotate(
+            "L = 6 D", (1, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8, color=BAD
+        )
+        for row, (_, values) in enumerate(rows):
+            axes.plot(values, [row] * len(values), "o-", color=GOOD if max(values) > 1 else INK, ms=5, lw=0.8)
+            for stage, value in enumerate(values, 1):
+                text = f"{value:.2g}" if len(values) == 1 else f"{stage}"
+                axes.annotate(text, (value, row - 0.2), ha="center", va="bottom", fontsize=7)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=7)
+        axes.set_ylim(len(rows) - 0.5, -0.9)
+        axes.set_xlabel("L / (6 D), by the paper long above 1\nnumbers along a line: stages of a network")
+        axes.set_title("tokens against 6 D")
+    return out[0]
+
+
+def ratios(name: str, size: tuple[int, int]) -> list[float]:
+    from hypotheses import cost
+
+    return [stage.ratio for stage in cost.stages(backbone(name), *size)]
+
+
+@functools.cache
+def backbone(name: str) -> Config:
+    from hypotheses.config import compose
+
+    return compose([f"backbone={name}"])["backbone"]

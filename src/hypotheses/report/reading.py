@@ -1,0 +1,125 @@
+"""What a report is made of: the records of a hypothesis at one scale, what the rule says of them, and what went otherwise."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+from hypotheses import attempts, bootstrap, experiment, record, verdict
+from hypotheses.config import Config
+from hypotheses.experiment import Arms, Experiment
+from hypotheses.verdict import Difference, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A hypothesis at one scale: its arms, records and verdict."""
+
+    hypothesis: Experiment
+    scale: str
+    arms: Arms
+    runs: dict[str, dict[tuple[str, int], record.Record]]  # by task, then by arm and seed
+    verdict: Verdict
+    pictures: dict[str, dict[str, Path]]  # by task, then by arm: what its first seed has drawn
+    deviations: list[str]  # what did not go as planned
+    over_images: dict[
+        tuple[str, Difference], bootstrap.Interval
+    ]  # by task and contrast, where the runs have kept enough
+
+    @property
+    def records(self) -> list[record.Record]:
+        return [runs[key] for runs in self.runs.values() for key in sorted(runs)]
+
+    @property
+    def name(self) -> str:
+        """Of its files and its place in the page."""
+        return f"hypothesis_{self.hypothesis.hypothesis}_{self.scale}"
+
+
+def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
+    """Read the records of one scale, those of the registered arms and of the extra ones, and judge them. The intervals over
+    images, which take longer, are left out."""
+    arms = hypothesis.scales[scale]
+    memory = hypothesis.positive_control.task if hypothesis.positive_control else None
+    runs: dict[str, dict[tuple[str, int], record.Record]] = {}
+    pictures: dict[str, dict[str, Path]] = {}
+    unregistered: dict[str, list[str]] = {}
+    for task in (*hypothesis.metrics(), *hypothesis.interaction):
+        runs[task], pictures[task], unregistered[task] = {}, {}, []
+        for arm in arms_of(hypothesis, scale, task):
+            folder = results / "records" / scale / task / arm
+            for file in sorted(folder.glob("seed_*.json")):
+                found = record.read(file)
+                if not found["config"]["scale"]["verdict"]:
+                    continue
+                seed = found["config"]["seed"]
+                runs[task][arm, seed] = found
+                if task in hypothesis.interaction:
+                    continue
+                asked = composed(scale, task, arm)
+                registered = {k: asked[k] for k in record.IDENTITY} | {"seed": seed}
+                for key, was, now in record.differences(found["config"], registered):
+                    unregistered[task].append(f"{found['address']}: {key} was {was}, registered is {now}")
+            if (folder / "seed_0.jpg").exists():
+                pictures[task][arm] = folder / "seed_0.jpg"
+    judged = verdict.judge(hypothesis, scale, runs, unregistered)
+    runs = {task: {k: r for k, r in runs[task].items() if k[1] in judged.seeds} for task in hypothesis.metrics()}
+    decisive = [
+        r for task, found in runs.items() for (arm, _), r in found.items() if task == memory or arm in arms.registered()
+    ]
+    judged = dataclasses.replace(judged, changes=tuple(experiment.changes(hypothesis, scale, results, decisive)))
+    found = Section(hypothesis, scale, arms, runs, judged, pictures, [], {})
+    return dataclasses.replace(found, deviations=deviations(found, results))
+
+
+def arms_of(hypothesis: Experiment, scale: str, task: str) -> list[str]:
+    """The arms whose runs of a task are looked at: all, those of the positive control, or those of the interaction."""
+    arms = hypothesis.scales[scale]
+    if task in hypothesis.tasks:
+        return arms.all()
+    if task in hypothesis.interaction:
+        return [arms.control, *arms.treatments]
+    return hypothesis.memory_arms(scale)
+
+
+@functools.cache
+def composed(scale: str, task: str, arm: str) -> Config:
+    """The config that a registered run of seed 0 composes to; not to be changed."""
+    return experiment.config_of(scale, task, arm, 0, [])
+
+
+def over_images(s: Section, results: Path) -> dict[tuple[str, Difference], bootstrap.Interval]:
+    """The interval over images of every contrast, in the direction that the hypothesis is about."""
+    found = {}
+    for bed in s.verdict.beds:
+        runs = s.runs[bed.task]
+        for c in (*bed.contrasts, *bed.extra):
+            superiority = s.hypothesis.test == "superiority"
+            first, second = (c.treatment, c.control) if superiority else (c.control, c.treatment)
+            pairs = [(runs[first, seed], runs[second, seed]) for seed in c.seeds]
+            if interval := bootstrap.compare(results, bed.metric, pairs, 1 - 2 * c.alpha):
+                found[bed.task, c] = interval
+    return found
+
+
+def deviations(s: Section, results: Path) -> list[str]:
+    """Changes of the rule, attempts that failed, runs of other code or of a tree with uncommitted changes."""
+    lines = list(s.verdict.changes)
+    silent = 0
+    for task in s.hypothesis.metrics():
+        for arm in arms_of(s.hypothesis, s.scale, task):
+            for seed in s.verdict.seeds:
+                address = f"{s.scale}/{task}/{arm}/seed_{seed}"
+                ends, recorded = attempts.read(results, address), (arm, seed) in s.runs[task]
+                silent += recorded and not ends
+                if ends and ends != [attempts.RECORDED]:
+                    lines.append(
+                        f"{address}: {len(ends)} attempt{'s' * (len(ends) > 1)}: {'; '.join(ends)}{'' if recorded else '; no record'}"
+                    )
+    records = s.records
+    if silent:
+        lines.append(f"{silent} of {len(records)} runs were made before attempts at a run were kept")
+    if dirty := sum(r["provenance"]["dirty"] for r in records):
+        lines.append(f"{dirty} of {len(records)} runs were made with uncommitted changes")
+    if len(codes := {r["provenance"]["code"][:12] for r in records}) > 1:
+        lines.append(f"the runs were made by {len(codes)} versions of the training code: {', '.join(sorted(codes))}")
+    return lines

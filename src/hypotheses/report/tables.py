@@ -1,0 +1,218 @@
+"""The tables of a report, and each of them as Markdown, CSV and LaTeX."""
+
+import csv
+import dataclasses
+import io
+import statistics
+from collections.abc import Sequence
+
+from hypotheses import bootstrap
+from hypotheses.config import ROOT, is_dense
+from hypotheses.record import Record
+from hypotheses.report.reading import Section, arms_of
+from hypotheses.report.wording import interval
+from hypotheses.verdict import Bed, Difference
+
+PUBLISHED = ROOT / "results" / "published"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of texts. `name` is that of its files."""
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> list[str]:
+        return [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+            for row in (self.columns, ["---"] * len(self.columns), *self.rows)
+        ]
+
+    def csv(self) -> str:
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
+        return out.getvalue()
+
+    def latex(self) -> str:
+        """With booktabs' rules, to be \\input into a paper."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.rows, columns=self.columns).map(latex_text)
+        frame.columns = [latex_text(name) for name in self.columns]
+        caption = latex_text(f"{self.title}.")
+        return frame.to_latex(index=False, escape=False, caption=caption, label=f"tab:{self.name}", position="t")
+
+
+def latex_text(text: str) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+    return "".join(special.get(c, c) for c in text)
+
+
+# ---- of our runs -----------------------------------------------------------------------------------------------------
+
+
+def found_runs(s: Section, task: str) -> dict[str, list[Record]]:
+    """The records of a task by arm, in the order of the arms and seeds."""
+    runs = s.runs[task]
+    by_arm = {arm: [runs[key] for key in sorted(runs) if key[0] == arm] for arm in arms_of(s.hypothesis, s.scale, task)}
+    return {arm: records for arm, records in by_arm.items() if records}
+
+
+def roles(s: Section) -> dict[str, str]:
+    """Control, treatment, negative control or sham of each arm that has such a part; the others are extra."""
+    known = {sham: "sham" for sham in s.arms.shams.values()}
+    known |= {s.arms.control: "control", s.arms.negative_control: "negative control"}
+    return known | {arm: "treatment" for arm in s.arms.treatments}
+
+
+def arms(s: Section, bed: Bed) -> Table:
+    """A row per arm: role, n, metric, difference to its control, what it costs; in detection and segmentation also what the
+    backbones start from."""
+    contrasts = {c.treatment: c for c in (*bed.contrasts, *bed.extra)}
+    if bed.assay:
+        contrasts[bed.assay.treatment] = bed.assay
+    difference = "arm - control" if s.hypothesis.test == "superiority" else "control - arm"
+    columns = [
+        "arm",
+        "role",
+        "n",
+        f"{bed.metric}, mean (range)",
+        f"{difference}, points [interval over seeds]",
+        "[interval over images]",
+        *(["mask_ap_percent, mean"] if bed.task == "coco" else []),
+        *(["pretrained"] if is_dense(bed.task) else []),
+        "parameters",
+        "MACs",
+        "seconds a run, median",
+        "peak memory, MB, median",
+    ]
+    rows = []
+    for arm, records in found_runs(s, bed.task).items():
+        c = contrasts.get(arm)
+        against = "" if not c or c.control == s.arms.control else f", control {c.control}"
+        seeds = "" if not c or c.n == len(records) else f", n = {c.n}"
+        rows.append(
+            [
+                arm,
+                roles(s).get(arm, "extra"),
+                str(len(records)),
+                mean_and_range(records, bed.metric),
+                f"{interval(c)}{seeds}{against}" if c else "",
+                images_cell(s, bed, c) if c else "",
+                *others(bed, records),
+                *costs(records),
+            ]
+        )
+    return Table(f"{s.name}_{bed.task}_arms", f"Arms on {bed.task}, {s.scale} scale", columns, rows)
+
+
+def mean_and_range(records: Sequence[Record], metric: str) -> str:
+    values = [r["metrics"][metric] for r in records]
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else " (one run)"
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def costs(records: Sequence[Record]) -> list[str]:
+    """The cells of parameters, MACs, seconds and megabytes."""
+    macs = records[0]["cost"]["macs"]
+    peaks = [r["provenance"].get("peak_memory_bytes") for r in records]
+    return [
+        f"{records[0]['cost']['params']:,}",
+        f"{macs / 1e6:,.1f} M" if macs < 1e9 else f"{macs / 1e9:,.1f} G",
+        f"{statistics.median(r['seconds'] for r in records):.0f}",
+        "not kept" if None in peaks else f"{statistics.median(peaks) / 1e6:,.0f}",
+    ]
+
+
+def images_cell(s: Section, bed: Bed, c: Difference) -> str:
+    found: bootstrap.Interval | None = s.over_images.get((bed.task, c))
+    if c is bed.assay:
+        return ""
+    return f"[{found.low:+.2f}, {found.high:+.2f}], {found.images} images" if found else "not kept"
+
+
+def others(bed: Bed, records: list[Record]) -> list[str]:
+    """The cells of a task's other columns: mask AP beside box AP, and the weights that the backbones start from."""
+    if not is_dense(bed.task):
+        return []
+    cells = [", ".join(sorted({r["config"]["recipe"]["pretrained"] for r in records}))]
+    if bed.task == "coco":
+        cells.insert(0, f"{statistics.fmean(r['metrics']['mask_ap_percent'] for r in records):.2f}")
+    return cells
+
+
+def memory(s: Section) -> Table | None:
+    """A row per arm of the positive control; None where it has no runs."""
+    control = s.hypothesis.positive_control
+    if not control or not (found := found_runs(s, control.task)):
+        return None
+    columns = ["arm", "role", "n", f"{control.metric}, mean (range)", "wanted", "parameters", "MACs"]
+    columns += ["seconds a run, median", "peak memory, MB, median"]
+    rows = [
+        [
+            arm,
+            roles(s)[arm],
+            str(len(records)),
+            mean_and_range(records, control.metric),
+            f"at least {control.solved:g}" if arm in s.arms.treatments else f"at most {control.unsolved:g}",
+            *costs(records),
+        ]
+        for arm, records in found.items()
+    ]
+    return Table(f"{s.name}_{control.task}_arms", f"Positive control, {control.task}, {s.scale} scale", columns, rows)
+
+
+def seeds(s: Section, task: str) -> Table:
+    """A row per seed: every arm's metric."""
+    metric, found = s.hypothesis.metrics()[task], found_runs(s, task)
+    runs = s.runs[task]
+    rows = [
+        [str(seed), *(f"{runs[a, seed]['metrics'][metric]:.2f}" if (a, seed) in runs else "-" for a in found)]
+        for seed in sorted({seed for _, seed in runs})
+    ]
+    return Table(f"{s.name}_{task}_seeds", f"{metric} of each seed on {task}, {s.scale} scale", ["seed", *found], rows)
+
+
+# ---- of others -------------------------------------------------------------------------------------------------------
+
+HEADS = {  # the columns that are shown of results/published/<task>.csv: ours, theirs
+    "imagenet": {"top-1, percent": "top1"},
+    "coco": {"box AP, percent": "ap_box", "mask AP, percent": "ap_mask"},
+    "ade20k": {"mIoU, percent": "miou_ss", "mIoU multi-scale, percent": "miou_ms"},
+}
+
+
+def read_published(task: str) -> list[dict[str, str]]:
+    with open(PUBLISHED / f"{task}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def published(task: str) -> Table:
+    """The paper's own table, each number with its source and what speaks against comparing it; the other rows of the file, from
+    repositories and re-evaluations, are left to the file."""
+    shown = {
+        "model": "model",
+        "mixer": "mixer_type",
+        "image": "image_size",
+        "parameters, M": "params_m",
+        "MACs, G": "macs_g",
+    }
+    shown |= HEADS[task] | {"source": "source", "like for like": "like_for_like", "note": "note"}
+    rows = [
+        [row[name] or "-" for name in shown.values()]
+        for row in read_published(task)
+        if row["source_kind"] == "paper_table"
+    ]
+    return Table(f"published_{task}", f"Published results on {task}, as the paper prints them", list(shown), rows)
+
+
+def published_causal() -> Table:
+    rows = [
+        [r["model"], r["fully_visible"], r["causal"], r["source"], r["like_for_like"]]
+        for r in read_published("causal_attention")
+    ]
+    columns = ["model", "top-1 fully visible, percent", "top-1 causal, percent", "source", "like for like"]
+    return Table("published_causal_attention", "Published results of causal attention on imagenet", columns, rows)

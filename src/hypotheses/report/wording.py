@@ -1,0 +1,148 @@
+"""What a report says in words, each sentence in one place for terminal, page and Markdown. Numbers become text here."""
+
+from hypotheses import bootstrap
+from hypotheses.experiment import Experiment
+from hypotheses.metrics import METRICS
+from hypotheses.record import Record
+from hypotheses.report.reading import Section
+from hypotheses.verdict import Bed, Difference
+
+PICTURES = "Validation images of seed 0, the same ones in every arm, as annotated and as predicted"
+
+
+def interval(c: Difference) -> str:
+    return f"{c.mean:+.2f} [{c.low:+.2f}, {c.high:+.2f}]"
+
+
+def confidence(c: Difference) -> str:
+    return f"{100 * (1 - 2 * c.alpha):g} %"
+
+
+def headline(s: Section) -> str:
+    """The verdict in a sentence, with n, interval, unit, margin and scale."""
+    v, hypothesis = s.verdict, s.hypothesis
+    said = f"Hypothesis {hypothesis.hypothesis} at {s.scale} scale: {v.outcome.upper()}"
+    said += " (EXPLORATORY: not all runs were begun under this rule)" if v.changes else ""
+    changes = []
+    for bed in v.beds:
+        if not bed.contrasts:
+            continue
+        title, margin = METRICS[bed.task][bed.metric].title, s.arms.margin[bed.task]
+        if hypothesis.test == "superiority":
+            c = max(bed.contrasts, key=lambda c: c.low)
+            what = f"on {bed.task} {hypothesis.what} changes {title} by {c.mean:+.2f} points"
+            limit = f"smallest effect of interest {margin:g}"
+        else:
+            c = min(bed.contrasts, key=lambda c: c.low)
+            what = f"without {hypothesis.what} {title} changes by {c.mean:+.2f} points"
+            limit = f"margin -{margin:g}"
+        seeds = f"n = {c.n} seeds"
+        changes.append(f"{what} ({confidence(c)} interval {c.low:+.2f} to {c.high:+.2f}, {seeds}, {limit})")
+    if not changes:
+        return f"{said} ({v.reason})"
+    text = "; ".join(changes)
+    return f"{said}. {text[0].upper()}{text[1:]}: {v.reason}"
+
+
+def remarks(s: Section) -> list[str]:
+    """What stands below the verdict: changes of the rule, and what is shown beside it and decides nothing."""
+    hypothesis = s.hypothesis
+    lines = [f"Exploratory: {change}." for change in s.verdict.changes]
+    for found in s.verdict.interactions:
+        c = found.difference
+        lines.append(
+            f"Interaction, which decides nothing: the gain of {c.treatment} on {found.long} minus that on {found.short} is "
+            f"{interval(c)} points ({confidence(c)} interval, n = {c.n} seeds), of two metrics; if the length mattered it would be "
+            "above 0."
+        )
+    if hypothesis.interaction and not s.verdict.interactions:
+        lines.append(
+            f"The interaction with the short task, {' and '.join(hypothesis.interaction)}, is not known yet: "
+            f"make sweep HYP=1{scale_word(s)}"
+        )
+    if hypothesis.positive_control and not hypothesis.memory_arms(s.scale):
+        lines.append("No positive control is registered at this scale.")
+    return lines
+
+
+def scale_word(s: Section) -> str:
+    return f" SCALE={s.scale}" if s.scale != "demo" else ""
+
+
+def gates_title(hypothesis: Experiment) -> str:
+    effect = (
+        "keeps the task out of the verdict" if hypothesis.test == "superiority" else "makes the verdict inconclusive"
+    )
+    return f"Gates, any of which {effect}:"
+
+
+def missing(bed: Bed) -> str:
+    by_arm: dict[str, list[str]] = {}
+    for arm, seed in bed.missing:
+        by_arm.setdefault(arm, []).append(str(seed))
+    return "; ".join(f"{arm} seed {', '.join(seeds)}" for arm, seeds in by_arm.items())
+
+
+def rule(hypothesis: Experiment) -> str:
+    """The registered rule in plain words, and the hash of the file that registers it."""
+    metric = " or ".join(hypothesis.tasks.values())
+    if hypothesis.test == "superiority":
+        difference = f"e = {metric} of the arm minus that of the control"
+        decided = (
+            "Supported if on any task the interval's lower bound lies above 0 (Holm over tasks and treatments), refuted if on "
+            "every task every upper bound lies below the smallest effect of interest, else inconclusive."
+        )
+    else:
+        difference = f"d = {metric} of the control minus that of the arm"
+        decided = (
+            "Supported if for every treatment the interval lies above -margin, refuted if it lies below for any (Holm over "
+            "treatments), else inconclusive."
+        )
+    return (
+        f"Rule of hypothesis {hypothesis.hypothesis}: {difference}, paired by seed (same data draw, order, "
+        f"augmentation and initial values of shared layers); t interval with one-sided alpha {hypothesis.alpha:g} at each "
+        f"planned look ({', '.join(map(str, hypothesis.looks))} seeds). {decided} This interval, over seeds, is about "
+        "repeating the runs with other draws from the same pool of images, and it alone decides. The interval over images is "
+        f"about judging the same trained networks on other images of that pool ({bootstrap.DRAWS} bootstrap draws of each seed's "
+        "validation images, the same for both arms of a pair). Neither is about images from elsewhere. "
+        f"Registered in experiments/hypothesis_{hypothesis.hypothesis}.yaml, sha256 {hypothesis.sha256[:16]}."
+    )
+
+
+def command(s: Section) -> str:
+    """What makes, or completes, the whole section."""
+    seeds = len(s.verdict.seeds)
+    more = f" SEEDS={seeds}" if seeds != s.hypothesis.looks[0] else ""
+    return f"make sweep HYP={s.hypothesis.hypothesis}{scale_word(s)}{more}"
+
+
+def row_command(records: list[Record]) -> str:
+    """What makes the runs of one row again, beside the recorded ones."""
+    config, seeds = records[0]["config"], " ".join(str(r["config"]["seed"]) for r in records)
+    scale = config["scale"]["name"]
+    words = f"task={config['task']['name']} backbone={config['backbone']['name']}{'' if scale == 'demo' else f' scale={scale}'}"
+    return f"for s in {seeds}; do python -m hypotheses.run {words} seed=$s paths.results=again; done"
+
+
+def provenance(s: Section) -> list[str]:
+    """What the runs were made with; every distinct value is listed."""
+    records = s.records
+    if not records:
+        return []
+
+    def values(key: str) -> str:
+        return ", ".join(sorted({str(r["provenance"][key]) for r in records}))
+
+    packages = sorted({f"{k} {v}" for r in records for k, v in r["provenance"]["packages"].items()})
+    data = sorted(
+        {
+            f"{task} seed {seed} {r['data_fingerprint'][:12]}"
+            for task, found in s.runs.items()
+            for (_, seed), r in found.items()
+        }
+    )
+    return [
+        f"commit {values('commit')}; training code {', '.join(sorted({r['provenance']['code'][:12] for r in records}))}",
+        f"device {values('device')}, {values('threads')} thread(s) a run; Python {values('python')}; {', '.join(packages)}",
+        f"data: {', '.join(data)}",
+    ]

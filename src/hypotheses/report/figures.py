@@ -22,8 +22,8 @@ IN_A_PAGE = {INK: "--ink", QUIET: "--faint", GOOD: "--good", BAD: "--bad"}  # so
 
 
 @contextlib.contextmanager
-def panel(height: float, out: list[str], width: float = 5.4) -> Iterator[Any]:
-    """Axes of a figure, inches; what is drawn on them is appended to `out` as SVG."""
+def panel(title: str, height: float, out: list[str], width: float = 5.4) -> Iterator[Any]:
+    """Axes of a figure, inches, below its title; what is drawn on them is appended to `out` as SVG."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -36,9 +36,6 @@ def panel(height: float, out: list[str], width: float = 5.4) -> Iterator[Any]:
         "axes.edgecolor": QUIET,
         "text.color": INK,
         "axes.labelcolor": INK,
-        "axes.titlesize": 9,
-        "axes.titlelocation": "left",
-        "axes.titlepad": 14,
         "xtick.color": INK,
         "ytick.color": INK,
         "figure.facecolor": "none",
@@ -47,6 +44,7 @@ def panel(height: float, out: list[str], width: float = 5.4) -> Iterator[Any]:
     }
     with matplotlib.rc_context(style):
         drawn = Figure(figsize=(width, height), layout="constrained")
+        drawn.suptitle(title, x=0.01, ha="left", fontsize=9)
         yield drawn.subplots()
         content = io.StringIO()
         drawn.savefig(content, format="svg", metadata={"Date": None})
@@ -92,7 +90,9 @@ def differences(s: Section, bed: Bed) -> str:
     gain, margin = s.hypothesis.test == "superiority", s.arms.margin[bed.task]
     line, label = (margin, f"of interest from {margin:g}") if gain else (-margin, f"margin -{margin:g}")
     contrasts, out = [*bed.contrasts, *bed.extra], []
-    with panel(max(2.6, 1.5 + 0.62 * len(contrasts)), out, 6.2) as axes:
+    with panel(
+        f"paired differences, {bed.task}, {s.scale} scale", max(2.6, 1.5 + 0.62 * len(contrasts)), out, 6.2
+    ) as axes:
         axes.axvline(0, color=QUIET, lw=0.8)
         axes.axvline(line, color=QUIET if gain else BAD, lw=1.2, ls="--")
         axes.axvspan(0 if gain else line, 1e3, color=GOOD, alpha=0.08, lw=0)  # where an interval supports the claim
@@ -117,7 +117,6 @@ def differences(s: Section, bed: Bed) -> str:
         )
         if not contrasts:
             axes.text(0.5, 0.5, "no pair of runs yet", transform=axes.transAxes, ha="center", color=QUIET)
-        axes.set_title(f"paired differences, {bed.task}, {s.scale} scale")
     return out[0]
 
 
@@ -136,11 +135,12 @@ def rows_of_arms(axes: Any, found: dict[str, list[Record]], metric: str, colors:
 
 def assay(s: Section, bed: Bed) -> str:
     found, out = found_runs(s, bed.task), []
-    with panel(max(2.4, 1.3 + 0.36 * len(found)), out) as axes:
+    with panel(
+        f"can this bed see a mixer? {bed.task}, {s.scale} scale", max(2.4, 1.3 + 0.36 * len(found)), out
+    ) as axes:
         rows_of_arms(axes, found, bed.metric, colors_of(s))
         axes.axvline(s.arms.chance[bed.task], color=QUIET, lw=0.8, ls=":")
         axes.set_xlabel(f"{metric_label(bed.task, bed.metric)}\ndots: seeds; line: mean; dotted: chance")
-        axes.set_title(f"can this bed see a mixer? {bed.task}, {s.scale} scale")
     return out[0]
 
 
@@ -148,14 +148,15 @@ def memory(s: Section) -> str:
     control = s.hypothesis.positive_control
     assert control
     found, out = found_runs(s, control.task), []
-    with panel(max(2.2, 1.3 + 0.4 * len(found)), out) as axes:
+    with panel(
+        f"can the SSM show a memory? {control.task}, {s.scale} scale", max(2.2, 1.3 + 0.4 * len(found)), out
+    ) as axes:
         rows_of_arms(axes, found, control.metric, colors_of(s))
         for x, word, side in ((control.solved, "solved from", "left"), (control.unsolved, "unsolved to", "right")):
             axes.axvline(x, color=BAD if side == "right" else GOOD, lw=1, ls="--")
             place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
             axes.annotate(f"{word} {x:g}", (x, 1), **place)
         axes.set_xlabel(f"{metric_label(control.task, control.metric)}\ndots: seeds; line: mean")
-        axes.set_title(f"can the SSM show a memory? {control.task}, {s.scale} scale")
     return out[0]
 
 
@@ -166,7 +167,7 @@ def colors_of(s: Section) -> dict[str, str]:
 def curves(s: Section, bed: Bed) -> str:
     """The validation metric against the share of the schedule: mean over seeds, and their range for the registered arms."""
     out, known = [], roles(s)
-    with panel(3.1, out) as axes:
+    with panel(f"validation during training, {bed.task}, {s.scale} scale", 3.1, out) as axes:
         for arm, records in found_runs(s, bed.task).items():
             rows = [[row for row in r["curve"] if bed.metric in row] for r in records]
             unit = next((u for u in ("epoch", "step") if rows and rows[0] and u in rows[0][0]), "")
@@ -187,13 +188,12 @@ def curves(s: Section, bed: Bed) -> str:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(metric_label(bed.task, bed.metric))
         axes.legend(frameon=False, fontsize=8, loc="lower right")
-        axes.set_title(f"validation during training, {bed.task}, {s.scale} scale")
     return out[0]
 
 
 def own_macs(s: Section, bed: Bed) -> str:
     found, out = found_runs(s, bed.task), []
-    with panel(3.1, out) as axes:
+    with panel(f"metric against MACs, {bed.task}, {s.scale} scale", 3.1, out) as axes:
         points = []
         for arm, records in found.items():
             values = [r["metrics"][bed.metric] for r in records]
@@ -204,7 +204,6 @@ def own_macs(s: Section, bed: Bed) -> str:
         axes.margins(x=0.18, y=0.12)
         axes.set_xlabel("MACs of an image (millions)\npoint: mean over seeds; line: their range")
         axes.set_ylabel(metric_label(bed.task, bed.metric))
-        axes.set_title(f"metric against MACs, {bed.task}, {s.scale} scale")
         label_points(axes, points)
     return out[0]
 
@@ -215,18 +214,17 @@ def shortened(arm: str, control: str) -> str:
 
 
 def label_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names beside points, moved down where they would lie on each other."""
+    """Names to the right of points, moved down as far as they would lie on each other."""
     axes.figure.draw_without_rendering()  # where things lie is known only then
-    last: dict[int, float] = {}
+    placed: list[tuple[float, float, float]] = []  # left, right and height of the names so far, pixels
     for x, y, name in sorted(points, key=lambda p: -p[1]):
         px, py = axes.transData.transform((x, y))
-        column = round(px / 60)
-        near = [last[c] for c in (column - 1, column, column + 1) if c in last]
-        to = min([py, *(n - 14 for n in near)])
-        last[column] = to
-        axes.annotate(
-            name, (x, y), xytext=(6, (to - py) * 72 / axes.figure.dpi - 3), textcoords="offset points", fontsize=7
-        )
+        right, height = px + 12 + 6 * len(name), py
+        while any(px < r and left < right and abs(height - h) < 13 for left, r, h in placed):
+            height -= 1
+        placed.append((px, right, height))
+        shift = (height - py) * 72 / axes.figure.dpi - 3
+        axes.annotate(name, (x, y), xytext=(6, shift), textcoords="offset points", fontsize=7)
 
 
 # ---- of the paper, and ours beside it --------------------------------------------------------------------------------
@@ -257,7 +255,7 @@ def published_macs(sections: Sequence[Section]) -> str:
         for r in read_published("imagenet")
         if r["source_kind"] == "paper_table" and r["image_size"] == "224" and r["macs_g"]
     ]
-    with panel(3.6, out) as axes:
+    with panel("published, one run each, other groups' recipes", 3.6, out) as axes:
         for mixer, marker in MIXERS.items():
             of_it = [r for r in rows if r["mixer_type"] == mixer and "MambaOut" not in r["model"]]
             color = GOOD if "ssm" in mixer else QUIET
@@ -283,7 +281,6 @@ def published_macs(sections: Sequence[Section]) -> str:
         axes.set_xlabel("MACs (G), 224 x 224 pixels" + ("" if ours else "; none of ours: no run at paper scale yet"))
         axes.set_ylabel("top-1 on ImageNet (percent)")
         axes.legend(frameon=False, fontsize=7, loc="lower right", ncols=2)
-        axes.set_title("published, one run each, other groups' recipes")
     return out[0]
 
 
@@ -304,7 +301,7 @@ def causal_bars(sections: Sequence[Section]) -> str:
                 seeds = min(len(full), len(causal))
                 bars.append((f"{s.arms.treatments[0]}\nours, {s.scale},\nn = {seeds}", full, causal))
     out: list[str] = []
-    with panel(3.2, out) as axes:
+    with panel("causal attention; dots: seeds", 3.2, out) as axes:
         for i, (_, *pair) in enumerate(bars):
             for values, shift, color, label in zip(
                 pair, (-0.19, 0.19), (INK, GOOD), ("fully visible", "causal"), strict=True
@@ -317,7 +314,6 @@ def causal_bars(sections: Sequence[Section]) -> str:
         axes.set_ylim(0, 100)
         axes.set_ylabel("top-1 (percent)")
         axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
-        axes.set_title("causal attention; dots: seeds")
     return out[0]
 
 
@@ -337,7 +333,7 @@ def token_counts() -> str:
         for name in names
     ]
     out: list[str] = []
-    with panel(5.2, out) as axes:
+    with panel("tokens against 6 D", 5.2, out) as axes:
         axes.axvline(1, color=BAD, lw=1.2, ls="--")
         axes.annotate(
             "L = 6 D", (1, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8, color=BAD
@@ -351,7 +347,6 @@ def token_counts() -> str:
         axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=7)
         axes.set_ylim(len(rows) - 0.5, -0.9)
         axes.set_xlabel("L / (6 D), by the paper long above 1\nnumbers along a line: stages of a network")
-        axes.set_title("tokens against 6 D")
     return out[0]
 
 

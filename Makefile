@@ -61,13 +61,16 @@ bench: .venv/bench  ## Measure the scan, the networks and the trainer against th
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps $$(sed -n 's/ *# bench$$//p' requirements.lock)
 	@touch $@
 
-reference: .venv/ready  ## Copy the demo's records to results/reference, to be committed, and write the report there
+TASKS := imagenet recall coco ade20k
+reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/reference, to be committed, and write the report there
+	@for task in $(TASKS); do test -d results/records/demo/$$task || { echo "error: no runs of $$task yet: make sweep of HYP=1, 2 and 3 first" >&2; exit 2; }; done
 	@$(PY) -m hypotheses.report > /dev/null
-	rm -rf results/reference && mkdir -p results/reference/records results/reference/attempts
-	cp -r results/records/demo results/reference/records/
-	cp -r results/attempts/demo results/reference/attempts/
-	cp -r results/registered results/reference/
-	find results/reference/records -name '*.jpg' ! -name 'seed_0.jpg' -delete
+	rm -rf results/.reference && mkdir -p results/.reference/records/demo results/.reference/attempts/demo
+	for task in $(TASKS); do for kind in records attempts; do cp -r results/$$kind/demo/$$task results/.reference/$$kind/demo/; done; done
+	cp -r results/registered results/.reference/
+	find results/.reference -name '*.jpg' ! -name 'seed_0.jpg' -delete
+	find results/.reference -name '*+*' -prune -exec rm -rf {} + # variants with a tag
+	rm -rf results/reference && mv results/.reference results/reference
 	$(PY) -m hypotheses.report paths.results=results/reference
 
 clean:  ## Remove what the demo has made: its digits, logs, records and reports

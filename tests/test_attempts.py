@@ -53,7 +53,17 @@ def test_a_killed_process_is_seen_by_its_silence(tmp_path):
 def test_a_line_that_was_cut_short_hides_nothing_else(tmp_path):
     attempt(tmp_path)
     with open(attempts.path(tmp_path, ADDRESS), "a") as file:
-        file.write('{"begu\n')
+        file.write('{"begu')
+    with pytest.raises(FloatingPointError):
+        attempt(tmp_path, FloatingPointError("nan"))
+    assert attempts.read(tmp_path, ADDRESS) == [attempts.RECORDED, "FloatingPointError: nan"]
+
+
+@pytest.mark.parametrize("odd", [b"5\n", b"[]\n", b"\xff\xfe\n", b"{}\n", b"null\n"])
+def test_what_is_no_line_of_ours_is_passed_over(tmp_path, odd):
+    attempt(tmp_path)
+    with open(attempts.path(tmp_path, ADDRESS), "ab") as file:
+        file.write(odd)
     attempt(tmp_path)
     assert attempts.read(tmp_path, ADDRESS) == [attempts.RECORDED] * 2
 

@@ -1,6 +1,7 @@
 """A hypothesis file is read whole or refused with the line or key to mend."""
 
 import copy
+import hashlib
 import shutil
 
 import pytest
@@ -152,3 +153,25 @@ def test_runs_that_do_not_say_and_a_lost_copy_are_named(registered):
     kept.write_text(kept.read_text() + "# edited\n")
     (said,) = experiment.changes(experiment.load("1"), "demo", results, runs)
     assert "the file was changed, from a version" in said and "is not in" in said
+
+
+def test_a_control_of_another_scale_is_no_part_of_the_rule(registered):
+    change, results = registered
+    change("solved: 60.0", "solved: 50.0")
+    runs = [record.read(file) for file in (results / "records").rglob("*.json")]
+    assert experiment.changes(experiment.load("1"), "paper", results, runs) == []
+    (said,) = experiment.changes(experiment.load("1"), "demo", results, runs)
+    assert said == "after 24 of 24 runs positive_control.solved was changed from 60.0 to 50.0"
+
+
+@pytest.mark.parametrize("text", ["claim: [An", "- a\n- list\n", "positive_control: recall\n"])
+def test_a_version_that_cannot_be_read_is_named(registered, text):
+    """A run can begin while a file is being edited."""
+    _, results = registered
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    experiment.registered_copy(results, "hypothesis_1", digest).write_text(text)
+    runs = [record.read(file) for file in (results / "records").rglob("*.json")]
+    for run in runs:
+        run["provenance"]["registered"]["hypothesis_1"] = digest
+    (said,) = experiment.changes(experiment.load("1"), "demo", results, runs)
+    assert said.startswith("after 24 of 24 runs the file was changed, from a version that cannot be read")

@@ -176,8 +176,8 @@ def test_a_memory_that_shows_opens_it_with_its_numbers(gate):
     found, judged = gate()
     assert found.passed and judged.outcome == verdict.SUPPORTED
     assert found.detail == (
-        "on recall mambaout_atto_ssm 87.7, at least 60 needed; without memory mambaout_atto 10.0, mambaout_atto_sham 10.0, at most "
-        "20 allowed (recall in percent, means, n = 3)"
+        "on recall mambaout_atto_ssm 87.7 (85.0 to 90.0), at least 60 needed; without memory mambaout_atto 10.0 (9.5 to 10.5), "
+        "mambaout_atto_sham 10.0 (9.0 to 11.0), at most 20 allowed (top-1 at the last token in percent, means and ranges, n = 3)"
     )
 
 
@@ -217,6 +217,29 @@ def test_runs_that_are_not_alike_close_it(gate, key, value, said):
 
     found, _ = gate(edit)
     assert not found.passed and re.search(said, found.detail)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("code", "old"), ("device", "1 x GPU"), ("packages", {"torch": "1"}), ("kernels", {"scan": "plain"})],
+)
+def test_it_vouches_only_for_runs_of_the_same_code_and_software(gate, key, value):
+    def edit(runs):
+        for found in runs.values():
+            found["provenance"][key] = value
+
+    found, judged = gate(edit)
+    assert not found.passed and judged.outcome == verdict.INCONCLUSIVE
+    assert (
+        f"the runs of recall differ from demo/imagenet/mambaout_atto/seed_0 in {key}: delete their records"
+        in found.detail
+    )
+
+
+def test_its_seeds_choose_no_look(hypothesis, make_records, memory):
+    longer = make_records({"mambaout_atto": [10.0] * 8}, "recall")
+    judged = verdict.judge(hypothesis, "demo", {"imagenet": make_records(BED), "recall": memory["recall"] | longer})
+    assert judged.outcome == verdict.SUPPORTED and judged.seeds == (0, 1, 2, 3, 4)
 
 
 def test_runs_that_are_not_the_registered_ones_close_it(gate):

@@ -7,7 +7,6 @@ without an end was killed. Lines are only added.
 import contextlib
 import datetime
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,24 +39,25 @@ def now() -> str:
 
 
 def add(file: Path, **line: Any) -> None:
-    """Add a line, whole or not at all."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, (json.dumps(line) + "\n").encode())
-    finally:
-        os.close(descriptor)
+    """Add a line, on a line of its own even where a full disk has cut the one before it short."""
+    with open(file, "ab+") as lines:
+        lines.seek(max(0, lines.tell() - 1))
+        cut = lines.read(1) not in (b"", b"\n")
+        lines.write(b"\n" * cut + json.dumps(line).encode() + b"\n")
 
 
 def read(results: Path, address: str) -> list[str]:
     """How each attempt at a run has ended so far, in order."""
     found: list[str] = []
     with contextlib.suppress(FileNotFoundError):
-        for text in path(results, address).read_text().splitlines():
-            line: dict[str, str] = {}
-            with contextlib.suppress(ValueError):  # a line that a full disk has cut short
+        for text in path(results, address).read_text(errors="replace").splitlines():
+            line: Any = None
+            with contextlib.suppress(ValueError):
                 line = json.loads(text)
+            if not isinstance(line, dict):
+                continue
             if "begun" in line:
                 found.append(UNENDED)
             elif "how" in line and found:
-                found[-1] = line["how"]
+                found[-1] = str(line["how"])
     return found

@@ -121,16 +121,16 @@ def run_overrides(scale: str, task: str, backbone: str, seed: int) -> list[str]:
     return [f"task={task}", f"backbone={backbone}", f"scale={scale}", f"seed={seed}"]
 
 
-def load_all() -> list[Experiment]:
-    return [load(file.stem.removeprefix("hypothesis_")) for file in sorted(FOLDER.glob("hypothesis_*.yaml"))]
+def numbers() -> list[str]:
+    """Of all hypotheses that are registered."""
+    return sorted(file.stem.removeprefix("hypothesis_") for file in FOLDER.glob("hypothesis_*.yaml"))
 
 
 def load(number: str) -> Experiment:
     """Read experiments/hypothesis_<number>.yaml. Raises UserError on an unknown number, key, arm or value."""
     file = FOLDER / f"hypothesis_{number}.yaml"
     if not file.exists():
-        known = sorted(p.stem.removeprefix("hypothesis_") for p in FOLDER.glob("hypothesis_*.yaml"))
-        raise UserError(f"HYP={number}: no such hypothesis; registered in experiments/: {', '.join(known)}")
+        raise UserError(f"HYP={number}: no such hypothesis; registered in experiments/: {', '.join(numbers())}")
     return parse(file)
 
 
@@ -243,7 +243,11 @@ def changes(experiment: Experiment, scale: str, results: Path, runs: Sequence[Re
                 f"{when} the file was changed, from a version (sha256 {digest[:12]}) that is not in {copy.parent}"
             )
             continue
-        was, now = (rule_of(file, scale) for file in (copy, FOLDER / f"{name}.yaml"))
+        try:
+            was, now = (rule_of(file, scale) for file in (copy, FOLDER / f"{name}.yaml"))
+        except (yaml.YAMLError, AttributeError, TypeError):  # it was copied as it was, and need not have been valid
+            found.append(f"{when} the file was changed, from a version that cannot be read: {copy}")
+            continue
         found += [f"{when} {key} was changed from {old} to {new}" for key, old, new in differences(was, now)]
     return found
 
@@ -251,8 +255,8 @@ def changes(experiment: Experiment, scale: str, results: Path, runs: Sequence[Re
 def rule_of(file: Path, scale: str) -> dict[str, Any]:
     """What a file of experiments/ says about one scale."""
     content = yaml.safe_load(file.read_text())
-    if control := content.get("positive_control"):
-        content["positive_control"] = control | {"scales": [s for s in control["scales"] if s == scale]}
+    if scale not in content.get("positive_control", {}).pop("scales", ()):
+        content.pop("positive_control", None)
     return content | {"scales": {scale: content.get("scales", {}).get(scale, {})}}
 
 

@@ -26,7 +26,7 @@ METRICS = {
         "top5_percent": Metric("top-5"),
     },
     "recall": {
-        "top1_percent": Metric("recall"),
+        "top1_percent": Metric("top-1 at the last token"),
     },
     "coco": {
         "box_ap_percent": Metric("box AP", "coco/bbox_mAP", 100, 0.1),

@@ -212,6 +212,11 @@ def superiority(
     return INCONCLUSIVE, f"no gain is shown, nor that every gain is too small to matter{advice}", set()
 
 
+def confidence(contrast: Difference) -> str:
+    """The level of its interval."""
+    return f"{100 * (1 - 2 * contrast.alpha):g} %"
+
+
 def one_sided(excess: float, contrast: Difference) -> float:
     """p of the one-sided t test that a mean difference which exceeds a bound by `excess` does so by chance."""
     from scipy import stats
@@ -261,14 +266,10 @@ def judge(
     unregistered  by task, what is recorded differently from how the experiment would run it, as texts
     """
     arms, alpha = experiment.scales[scale], experiment.alpha
-    begun = 1 + max((seed for of_task in runs.values() for arm, seed in of_task if arm in arms.registered()), default=0)
+    decisive = (key for task in experiment.tasks for key in runs.get(task, {}) if key[0] in arms.registered())
+    begun = 1 + max((seed for _, seed in decisive), default=0)
     look = min((n for n in experiment.looks if n >= begun), default=experiment.looks[-1])
-    odd = unregistered or {}
-    memory = positive_control(experiment, scale, runs, odd)
-    beds = [
-        judge_bed(experiment, scale, task, runs.get(task, {}), look, odd.get(task, ()), memory)
-        for task in experiment.tasks
-    ]
+    beds = [judge_bed(experiment, scale, task, runs, look, unregistered or {}) for task in experiment.tasks]
 
     def with_size(bed: Bed, winners: Sequence[str]) -> Bed:
         """The bed with the gate that needs to know which treatments win."""
@@ -318,14 +319,14 @@ def judge_bed(
     experiment: Experiment,
     scale: str,
     task: str,
-    runs: Runs,
+    by_task: Mapping[str, Runs],
     look: int,
-    unregistered: Sequence[str],
-    memory: Gate | None,
+    unregistered: Mapping[str, Sequence[str]],
 ) -> Bed:
     """The differences and gates of one task; of an incomplete one what there is, and the gate that says so. The gate of matched
     size needs an outcome and is not among them."""
     arms, metric, seeds = experiment.scales[scale], experiment.tasks[task], range(look)
+    runs = by_task.get(task, {})
     margin, chance = arms.margin[task], arms.chance[task]
 
     def differ(treatment: str, control: str) -> Difference | None:
@@ -340,11 +341,11 @@ def judge_bed(
     if not missing:
         assert assay
         gates += [
-            registered(unregistered),
+            registered(unregistered.get(task, ())),
             same_recipe(runs, arms.registered(), seeds, experiment.pair_may_differ),
             same_provenance(runs, arms.registered(), seeds),
             assay_sensitivity(assay, margin, experiment.gates.assay_share),
-            *([memory] if memory else []),
+            *positive_control(experiment, scale, by_task, unregistered, runs[arms.control, 0]),
             ceiling_and_floor(runs, metric, arms, seeds, margin, chance, experiment.gates),
             trained(runs, metric, arms, seeds, margin, experiment.gates),
         ]
@@ -421,7 +422,8 @@ def assay_sensitivity(assay: Difference, margin: float, share: float) -> Gate:
     share of what it loses (ICH E10's demand on a claim of 'no worse')."""
     passed = assay.low > margin and margin <= share * assay.mean
     detail = (
-        f"without any mixer {assay.mean:.1f} points are lost ({assay.low:.1f} to {assay.high:.1f}, n = {assay.n}); "
+        f"without any mixer {assay.mean:.1f} points are lost ({confidence(assay)} interval {assay.low:.1f} to {assay.high:.1f}, "
+        f"n = {assay.n}); "
         f"the margin of {margin:g} is {100 * margin / assay.mean:.0f} % of that, at most {100 * share:g} % is allowed"
         if assay.mean > 0
         else f"the negative control does not lose: {assay.mean:.1f} points (n = {assay.n})"
@@ -430,33 +432,55 @@ def assay_sensitivity(assay: Difference, margin: float, share: float) -> Gate:
 
 
 def positive_control(
-    experiment: Experiment, scale: str, runs: Mapping[str, Runs], unregistered: Mapping[str, Sequence[str]]
-) -> Gate | None:
+    experiment: Experiment,
+    scale: str,
+    by_task: Mapping[str, Runs],
+    unregistered: Mapping[str, Sequence[str]],
+    of_bed: Record,
+) -> list[Gate]:
     """On a task that takes a memory every treatment shows one, and neither its sham nor the control does: the treatment is what it
-    is called, and can be trained in this harness. None where the experiment asks for no such control."""
+    is called. By the same code and software as `of_bed`, a run of the bed that it vouches for. Empty where the experiment asks for
+    no such control."""
     names, control = experiment.memory_arms(scale), experiment.positive_control
     if not control or not names:
-        return None
-    found, seeds, treatments = runs.get(control.task, {}), range(control.seeds), experiment.scales[scale].treatments
-    name, there = "positive control", sum((arm, seed) in found for arm in names for seed in seeds)
+        return []
+    runs, seeds, treatments = by_task.get(control.task, {}), range(control.seeds), experiment.scales[scale].treatments
+    name, there = "positive control", sum((arm, seed) in runs for arm in names for seed in seeds)
     if there < (total := control.seeds * len(names)):
-        return Gate(name, False, f"{there} of the {total} runs of {control.task} are recorded")
+        return [Gate(name, False, f"{there} of the {total} runs of {control.task} are recorded")]
     checks = (
         registered(unregistered.get(control.task, ())),
-        same_recipe(found, names, seeds, experiment.pair_may_differ),
-        same_provenance(found, names, seeds),
+        same_recipe(runs, names, seeds, experiment.pair_may_differ),
+        same_provenance(runs, names, seeds),
     )
     odd = [f"on {control.task} {gate.name} does not hold: {gate.detail}" for gate in checks if not gate.passed]
-    means = {a: float(np.mean([found[a, s]["metrics"][control.metric] for s in seeds])) for a in names}
+    if changed := sorted({key for run in runs.values() for key in unlike(run["provenance"], of_bed["provenance"])}):
+        odd.append(
+            f"the runs of {control.task} differ from {of_bed['address']} in {', '.join(changed)}: delete their records"
+        )
+    values = {a: [runs[a, s]["metrics"][control.metric] for s in seeds] for a in names}
+    means = {a: float(np.mean(v)) for a, v in values.items()}
     solved, unsolved = (
-        ", ".join(f"{a} {m:.1f}" for a, m in means.items() if (a in treatments) is with_it) for with_it in (True, False)
+        ", ".join(
+            f"{a} {means[a]:.1f} ({min(v):.1f} to {max(v):.1f})" for a, v in values.items() if (a in treatments) is it
+        )
+        for it in (True, False)
     )
     passed = all(m >= control.solved if a in treatments else m <= control.unsolved for a, m in means.items())
     detail = (
         f"on {control.task} {solved}, at least {control.solved:g} needed; without memory {unsolved}, at most {control.unsolved:g} "
-        f"allowed ({METRICS[control.task][control.metric].title} in percent, means, n = {control.seeds})"
+        f"allowed ({METRICS[control.task][control.metric].title} in percent, means and ranges, n = {control.seeds})"
     )
-    return Gate(name, passed and not odd, "; ".join([detail, *odd]))
+    return [Gate(name, passed and not odd, "; ".join([detail, *odd]))]
+
+
+def unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
+    """In which of code, software and device two runs of different tasks differ, by their provenance; of packages and kernels
+    those count that both have used."""
+    found = {key for key in ("code", "python", "device", "hardware") if a[key] != b[key]}
+    for key in ("packages", "kernels"):
+        found |= {key for name in a[key].keys() & b[key].keys() if a[key][name] != b[key][name]}
+    return found
 
 
 def ceiling_and_floor(
@@ -546,5 +570,6 @@ def beats_sham(
             return False, f"its sham cannot be compared: {gate.detail}"
     return (
         gain.low > 0,
-        f"over its sham, which is as large, it gains {gain.mean:+.2f} points [{gain.low:+.2f}, {gain.high:+.2f}]",
+        f"over its sham, which is as large, it gains {gain.mean:+.2f} points ({confidence(gain)} interval {gain.low:+.2f} to "
+        f"{gain.high:+.2f}, n = {gain.n})",
     )

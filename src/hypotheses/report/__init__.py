@@ -11,6 +11,7 @@ index.html.jinja   the page
 import argparse
 import base64
 import dataclasses
+import fcntl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,15 +43,16 @@ def write(hypothesis: Experiment | None, results: Path, scale: str | None = None
     """Write the report of every hypothesis and scale that has records. Return what a terminal shows of `hypothesis`, or of all, at
     `scale`, or at all. Raises UserError where a record of `hypothesis` is not valid; what is wrong with those of another one stands
     in the report."""
-    sections, unread = [], {}
-    for other in experiment.load_all():
-        asked = hypothesis is None or other.hypothesis == hypothesis.hypothesis
+    sections: list[Section] = []
+    unread: dict[str, str] = {}
+    for number in experiment.numbers():
+        asked = hypothesis is None or number == str(hypothesis.hypothesis)
         try:
-            sections += sections_of(hypothesis if hypothesis and asked else other, results, scale if asked else None)
+            sections += sections_of(hypothesis if hypothesis and asked else experiment.load(number), results)
         except UserError as error:
             if asked:
                 raise
-            unread[other.hypothesis] = str(error)
+            unread[number] = str(error)
     drawn = {name: found for s in sections for name, found in figures.of_section(s).items()}
     drawn |= figures.of_the_paper(sections)
     listed = all_tables(sections)
@@ -69,20 +71,29 @@ def write(hypothesis: Experiment | None, results: Path, scale: str | None = None
             f"tables/{table.name}.tex": table.latex(),
         }
     folder = results / "report"
-    for file, text in outputs.items():
-        record.write_aside(folder / file, text)
-    for old in {*folder.glob("figures/*.svg"), *folder.glob("tables/*")} - {folder / file for file in outputs}:
-        old.unlink()  # of runs that are gone
-    numbers = [hypothesis.hypothesis] if hypothesis else [s.hypothesis.hypothesis for s in sections]
-    shown = [s for s in sections if scale in (None, s.scale) and s.hypothesis.hypothesis in numbers]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(results / ".report.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another one
+        for file, text in outputs.items():
+            record.write_aside(folder / file, text)
+        made = {file for kind in ("hypothesis_*", "published_*") for file in folder.glob(f"*/{kind}")}
+        for old in made - {folder / file for file in outputs}:
+            old.unlink()  # of runs that are gone
+    shown = [s for s in sections if hypothesis is None or s.hypothesis.hypothesis == hypothesis.hypothesis]
+    if hypothesis and scale:
+        shown = [s for s in shown if s.scale == scale] or [section(hypothesis, results, scale)]
     warnings = [f"note: hypothesis {number} is not in the report: {why}" for number, why in unread.items()]
+    if "published_imagenet" not in listed:
+        warnings.append(
+            f"note: {tables.PUBLISHED} is not there, and no published results in the report: git checkout {tables.PUBLISHED}"
+        )
     return "\n".join([*(terminal(s) for s in shown), "", *warnings, f"report: {folder / 'index.html'}"])
 
 
-def sections_of(hypothesis: Experiment, results: Path, scale: str | None) -> list[Section]:
-    """Those scales of a hypothesis that have records, and `scale`; its first one if there is none."""
+def sections_of(hypothesis: Experiment, results: Path) -> list[Section]:
+    """Those scales of a hypothesis that have records; its first one if none has."""
     found = [section(hypothesis, results, name) for name in hypothesis.scales]
-    chosen = [s for s in found if any(s.runs[task] for task in hypothesis.tasks) or s.scale == scale] or found[:1]
+    chosen = [s for s in found if s.records] or found[:1]
     return [dataclasses.replace(s, over_images=over_images(s, results)) for s in chosen]
 
 
@@ -94,7 +105,8 @@ def all_tables(sections: Sequence[Section]) -> dict[str, Table]:
                 found += [tables.arms(s, bed), tables.seeds(s, bed.task)]
         if (memory := tables.memory(s)) and s.hypothesis.positive_control:
             found += [memory, tables.seeds(s, s.hypothesis.positive_control.task)]
-    found += [*(tables.published(task) for task in tables.HEADS), tables.published_causal()]
+    published = [*(tables.published(task) for task in tables.HEADS), tables.published_causal()]
+    found += [table for table in published if table.rows]
     return {table.name: table for table in found}
 
 
@@ -117,7 +129,7 @@ def terminal(s: Section) -> str:
 
 
 def html(
-    sections: Sequence[Section], drawn: dict[str, tuple[str, str]], listed: dict[str, Table], unread: dict[int, str]
+    sections: Sequence[Section], drawn: dict[str, tuple[str, str]], listed: dict[str, Table], unread: dict[str, str]
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -192,13 +204,17 @@ def html(
             published=[table for name, table in listed.items() if name.startswith("published_")],
             paper=[(name, *pictures[name]) for name in figures.OF_THE_PAPER],
             pictures_title=wording.PICTURES,
+            again=wording.AGAIN,
         )
         + "\n"
     )
 
 
 def deviations(s: Section) -> list[str]:
-    none = "None: every run was recorded at its first attempt, under the registered rule, by the same committed code."
+    none = (
+        f"None: all {len(s.records)} runs were recorded at their first attempt, as registered and under the registered rule, by the "
+        "same committed code."
+    )
     return s.deviations or [none if s.records else "No run yet."]
 
 
@@ -211,7 +227,7 @@ def markdown(
     sections: Sequence[Section],
     drawn: dict[str, tuple[str, str]],
     listed: dict[str, Table],
-    unread: dict[int, str],
+    unread: dict[str, str],
     results: Path,
 ) -> str:
     lines = [f"# {TITLE}", "", ABOUT, "", "## Verdicts", ""]
@@ -237,8 +253,10 @@ def markdown(
         control = s.hypothesis.positive_control
         if control and (arms := listed.get(f"{s.name}_{control.task}_arms")):
             lines += [f"### Positive control: {control.task}", "", *images(drawn, f"{s.name}_{control.task}")]
-            lines += [*arms.markdown(), *picture_links(s, control.task, results), ""]
-        lines += [f"Make it again, or complete it: `{wording.command(s)}`. A row of a table:", ""]
+            seeds = listed[f"{s.name}_{control.task}_seeds"]
+            lines += [*arms.markdown(), "", f"{seeds.title}:", "", *seeds.markdown()]
+            lines += [*picture_links(s, control.task, results), ""]
+        lines += [f"Make it again, or complete it: `{wording.command(s)}`. A row of a table: {wording.AGAIN}", ""]
         for task in s.hypothesis.metrics():
             lines += [f"- `{wording.row_command(runs)}`" for runs in tables.found_runs(s, task).values()]
         lines += [

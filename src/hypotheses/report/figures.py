@@ -111,12 +111,13 @@ def differences(s: Section, bed: Bed) -> str:
         axes.set_yticks(range(len(contrasts)), labels, fontsize=8)
         top = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
         axes.annotate(label, (line, 1), color=INK if gain else BAD, **top)
+        level = f"{100 * (1 - 2 * s.hypothesis.alpha):g} %"
         which = "e = arm - control" if gain else "d = control - arm"
         axes.set_xlabel(
-            f"{which}, {METRICS[bed.task][bed.metric].title} (points)\ndots: seeds; bar: interval over seeds"
+            f"{which}, {METRICS[bed.task][bed.metric].title} (points)\ndots: seeds; bar: {level} interval over seeds"
         )
         if not contrasts:
-            axes.text(0.5, 0.5, "no pair of runs yet", transform=axes.transAxes, ha="center", color=QUIET)
+            axes.text(0.5, 0.5, "no pair of runs yet", transform=axes.transAxes, ha="center", color=INK)
     return out[0]
 
 
@@ -152,11 +153,13 @@ def memory(s: Section) -> str:
         f"can the SSM show a memory? {control.task}, {s.scale} scale", max(2.2, 1.3 + 0.4 * len(found)), out
     ) as axes:
         rows_of_arms(axes, found, control.metric, colors_of(s))
+        chance = 100 / next(iter(found.values()))[0]["config"]["recipe"]["num_classes"]
+        axes.axvline(chance, color=QUIET, lw=0.8, ls=":")
         for x, word, side in ((control.solved, "solved from", "left"), (control.unsolved, "unsolved to", "right")):
             axes.axvline(x, color=BAD if side == "right" else GOOD, lw=1, ls="--")
             place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
             axes.annotate(f"{word} {x:g}", (x, 1), **place)
-        axes.set_xlabel(f"{metric_label(control.task, control.metric)}\ndots: seeds; line: mean")
+        axes.set_xlabel(f"{metric_label(control.task, control.metric)}\ndots: seeds; line: mean; dotted: chance")
     return out[0]
 
 
@@ -244,6 +247,7 @@ def of_the_paper(sections: Sequence[Section]) -> dict[str, tuple[str, str]]:
     return dict(zip(OF_THE_PAPER, zip(titles, drawn, strict=True), strict=True))
 
 
+CAUSAL = 3  # the hypothesis about causal attention
 MIXERS = {"conv": "o", "conv+ssm": "^", "attn": "s", "conv+attn": "D", "conv+attn+ssm": "v", "pool": "x"}
 
 
@@ -258,6 +262,8 @@ def published_macs(sections: Sequence[Section]) -> str:
     with panel("published, one run each, other groups' recipes", 3.6, out) as axes:
         for mixer, marker in MIXERS.items():
             of_it = [r for r in rows if r["mixer_type"] == mixer and "MambaOut" not in r["model"]]
+            if not of_it:
+                continue
             color = GOOD if "ssm" in mixer else QUIET
             x, y = ([float(r[key]) for r in of_it] for key in ("macs_g", "top1"))
             axes.plot(x, y, marker, color=color, ms=4, alpha=0.75, mew=1 if marker == "x" else 0, label=mixer, ls="")
@@ -284,22 +290,25 @@ def published_macs(sections: Sequence[Section]) -> str:
     return out[0]
 
 
-def causal_bars(sections: Sequence[Section]) -> str:
-    """Figure 3b of the paper, and our pairs of a ViT and a causal ViT, each with its scale and its seeds."""
-    bars = [
+def causal_pairs(sections: Sequence[Section]) -> list[tuple[str, list[float], list[float]]]:
+    """A name with top-1 fully visible and causal: the published ones, and ours by the seeds that both arms have."""
+    pairs = [
         (f"{r['model']}\npublished,\none run", [float(r["fully_visible"])], [float(r["causal"])])
         for r in read_published("causal_attention")
     ]
     for s in sections:
-        if s.hypothesis.hypothesis == 3 and (runs := s.runs["imagenet"]):
-            of_arm = [
-                [r["metrics"]["top1_percent"] for (name, _), r in sorted(runs.items()) if name == arm]
-                for arm in (s.arms.treatments[0], s.arms.control)
-            ]
-            if all(of_arm):
-                full, causal = of_arm
-                seeds = min(len(full), len(causal))
-                bars.append((f"{s.arms.treatments[0]}\nours, {s.scale},\nn = {seeds}", full, causal))
+        if s.hypothesis.hypothesis != CAUSAL:
+            continue
+        runs, arms = s.runs["imagenet"], (s.arms.treatments[0], s.arms.control)
+        if seeds := sorted({seed for _, seed in runs if all((arm, seed) in runs for arm in arms)}):
+            full, causal = ([runs[arm, seed]["metrics"]["top1_percent"] for seed in seeds] for arm in arms)
+            pairs.append((f"{arms[0]}\nours, {s.scale},\nn = {len(seeds)} seeds", full, causal))
+    return pairs
+
+
+def causal_bars(sections: Sequence[Section]) -> str:
+    """Figure 3b of the paper, and our pairs of a ViT and a causal ViT, each with its scale and its seeds."""
+    bars = causal_pairs(sections)
     out: list[str] = []
     with panel("causal attention; dots: seeds", 3.2, out) as axes:
         for i, (_, *pair) in enumerate(bars):
@@ -320,6 +329,7 @@ def causal_bars(sections: Sequence[Section]) -> str:
 @functools.cache
 def token_counts() -> str:
     """L / (6 D) of the paper's networks at its three tasks, stage by stage, and of the demo's (paper, section 3.2)."""
+
     sizes = {"imagenet, 224 x 224": (224, 224), "coco, 800 x 1280": (800, 1280), "ade20k, 512 x 2048": (512, 2048)}
     demo = {
         "imagenet demo, 32 x 32": (32, 32),

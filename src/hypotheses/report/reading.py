@@ -39,7 +39,8 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
     """Read the records of one scale, those of the registered arms and of the extra ones, and judge them. The intervals over
     images, which take longer, are left out."""
     arms = hypothesis.scales[scale]
-    memory = hypothesis.positive_control.task if hypothesis.positive_control else None
+    control = hypothesis.positive_control
+    memory = control.task if control else None
     runs: dict[str, dict[tuple[str, int], record.Record]] = {}
     pictures: dict[str, dict[str, Path]] = {}
     unregistered: dict[str, list[str]] = {}
@@ -52,6 +53,8 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
                 if not found["config"]["scale"]["verdict"]:
                     continue
                 seed = found["config"]["seed"]
+                if task == memory and seed not in range(control.seeds if control else 0):
+                    continue
                 runs[task][arm, seed] = found
                 if task in hypothesis.interaction:
                     continue
@@ -63,12 +66,11 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
                 pictures[task][arm] = folder / "seed_0.jpg"
     judged = verdict.judge(hypothesis, scale, runs, unregistered)
     runs = {task: {k: r for k, r in runs[task].items() if k[1] in judged.seeds} for task in hypothesis.metrics()}
-    decisive = [
-        r for task, found in runs.items() for (arm, _), r in found.items() if task == memory or arm in arms.registered()
-    ]
+    deciding = [*arms.registered(), *arms.shams.values()]
+    decisive = [r for task, found in runs.items() for (arm, _), r in found.items() if task == memory or arm in deciding]
     judged = dataclasses.replace(judged, changes=tuple(experiment.changes(hypothesis, scale, results, decisive)))
     found = Section(hypothesis, scale, arms, runs, judged, pictures, [], {})
-    return dataclasses.replace(found, deviations=deviations(found, results))
+    return dataclasses.replace(found, deviations=deviations(found, results, unregistered))
 
 
 def arms_of(hypothesis: Experiment, scale: str, task: str) -> list[str]:
@@ -101,9 +103,14 @@ def over_images(s: Section, results: Path) -> dict[tuple[str, Difference], boots
     return found
 
 
-def deviations(s: Section, results: Path) -> list[str]:
-    """Changes of the rule, attempts that failed, runs of other code or of a tree with uncommitted changes."""
-    lines = list(s.verdict.changes)
+def deviations(s: Section, results: Path, unregistered: dict[str, list[str]]) -> list[str]:
+    """Changes of the rule, runs that are missing or not the registered ones, attempts that failed, runs of other code or of a tree
+    with uncommitted changes."""
+    lines = [*s.verdict.changes, *(line for of_task in unregistered.values() for line in of_task)]
+    for bed in s.verdict.beds:
+        if bed.missing and s.runs[bed.task]:
+            total = len(s.verdict.seeds) * len(s.arms.registered())
+            lines.append(f"{bed.task}: {len(bed.missing)} of the {total} registered runs are not recorded")
     silent = 0
     for task in s.hypothesis.metrics():
         for arm in arms_of(s.hypothesis, s.scale, task):
@@ -120,6 +127,7 @@ def deviations(s: Section, results: Path) -> list[str]:
         lines.append(f"{silent} of {len(records)} runs were made before attempts at a run were kept")
     if dirty := sum(r["provenance"]["dirty"] for r in records):
         lines.append(f"{dirty} of {len(records)} runs were made with uncommitted changes")
-    if len(codes := {r["provenance"]["code"][:12] for r in records}) > 1:
-        lines.append(f"the runs were made by {len(codes)} versions of the training code: {', '.join(sorted(codes))}")
+    for key, what in (("code", "training code"), ("device", "device"), ("python", "Python")):
+        if len(found := sorted({str(r["provenance"][key])[:40] for r in records})) > 1:
+            lines.append(f"the runs differ in {what}: {', '.join(found)}")
     return lines

@@ -71,17 +71,18 @@ def roles(s: Section) -> dict[str, str]:
 def arms(s: Section, bed: Bed) -> Table:
     """A row per arm: role, n, metric, difference to its control, what it costs; in detection and segmentation also what the
     backbones start from."""
-    contrasts = {c.treatment: c for c in (*bed.contrasts, *bed.extra)}
-    if bed.assay:
-        contrasts[bed.assay.treatment] = bed.assay
+    contrasts: dict[str, list[Difference]] = {}
+    for c in (*bed.contrasts, *([bed.assay] if bed.assay else []), *bed.extra):
+        contrasts.setdefault(c.treatment, []).append(c)
+    level = f"{100 * (1 - 2 * s.hypothesis.alpha):g} %"
     difference = "arm - control" if s.hypothesis.test == "superiority" else "control - arm"
     columns = [
         "arm",
         "role",
         "n",
         f"{bed.metric}, mean (range)",
-        f"{difference}, points [interval over seeds]",
-        "[interval over images]",
+        f"{difference}, points [{level} interval over seeds]",
+        f"[{level} interval over images]",
         *(["mask_ap_percent, mean"] if bed.task == "coco" else []),
         *(["pretrained"] if is_dense(bed.task) else []),
         "parameters",
@@ -91,22 +92,26 @@ def arms(s: Section, bed: Bed) -> Table:
     ]
     rows = []
     for arm, records in found_runs(s, bed.task).items():
-        c = contrasts.get(arm)
-        against = "" if not c or c.control == s.arms.control else f", control {c.control}"
-        seeds = "" if not c or c.n == len(records) else f", n = {c.n}"
+        mine = contrasts.get(arm, [])
         rows.append(
             [
                 arm,
                 roles(s).get(arm, "extra"),
                 str(len(records)),
                 mean_and_range(records, bed.metric),
-                f"{interval(c)}{seeds}{against}" if c else "",
-                images_cell(s, bed, c) if c else "",
+                "; ".join(difference_cell(s, c, len(records)) for c in mine),
+                "; ".join(images_cell(s, bed, c) for c in mine),
                 *others(bed, records),
                 *costs(records),
             ]
         )
     return Table(f"{s.name}_{bed.task}_arms", f"Arms on {bed.task}, {s.scale} scale", columns, rows)
+
+
+def difference_cell(s: Section, c: Difference, runs: int) -> str:
+    """An interval, with what goes without saying left out: the hypothesis' control, and as many seeds as the row has."""
+    against = "" if c.control == s.arms.control else f", control {c.control}"
+    return f"{interval(c)}{'' if c.n == runs else f', n = {c.n}'}{against}"
 
 
 def mean_and_range(records: Sequence[Record], metric: str) -> str:
@@ -186,6 +191,9 @@ HEADS = {  # the columns that are shown of results/published/<task>.csv: ours, t
 
 
 def read_published(task: str) -> list[dict[str, str]]:
+    """The rows of results/published/<task>.csv; none where somebody has deleted it."""
+    if not (PUBLISHED / f"{task}.csv").exists():
+        return []
     with open(PUBLISHED / f"{task}.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -113,15 +113,22 @@ def command(s: Section) -> str:
     """What makes, or completes, the whole section."""
     seeds = len(s.verdict.seeds)
     more = f" SEEDS={seeds}" if seeds != s.hypothesis.looks[0] else ""
+    needed = {*s.arms.registered(), *s.arms.shams.values()}
+    more += " ARMS=all" if any(arm not in needed for task in s.hypothesis.tasks for arm, _ in s.runs[task]) else ""
     return f"make sweep HYP={s.hypothesis.hypothesis}{scale_word(s)}{more}"
+
+
+AGAIN = "Beside the recorded ones, in again/. At pilot and paper scale add your hardware= and paths."
 
 
 def row_command(records: list[Record]) -> str:
     """What makes the runs of one row again, beside the recorded ones."""
     config, seeds = records[0]["config"], " ".join(str(r["config"]["seed"]) for r in records)
-    scale = config["scale"]["name"]
+    scale, of_all = config["scale"]["name"], [r["provenance"] for r in records]
     words = f"task={config['task']['name']} backbone={config['backbone']['name']}{'' if scale == 'demo' else f' scale={scale}'}"
-    return f"for s in {seeds}; do python -m hypotheses.run {words} seed=$s paths.results=again; done"
+    if all("CPU" in p["device"] for p in of_all):
+        words += f" hardware=cpu hardware.threads={of_all[0]['threads']}"
+    return f"for s in {seeds}; do python -m hypotheses.run {words} seed=$s paths.results=again/results paths.outputs=again/outputs; done"
 
 
 def provenance(s: Section) -> list[str]:

@@ -77,8 +77,8 @@ def test_a_seed_gives_the_same_files_and_another_one_others(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("recipe.data.marked=7", "recipe.data.marked=7: give at most cells=6"),
-        ("recipe.data.cell=8", r"recipe.image_size=\[16, 96\]: 6 cells of 8 pixels are drawn"),
+        ("recipe.data.marked=10", "recipe.data.marked=10: give at most cells=9"),
+        ("recipe.data.cell=8", r"recipe.image_size=\[16, 144\]: 9 cells of 8 pixels are drawn"),
         ("recipe.data.cells=0", "recipe.data.cells=0: give a whole number from 1"),
         ("recipe.data.train_images=many", "recipe.data.train_images=many: give a whole number from 10"),
         ("recipe.image_size=16", "recipe.image_size"),
@@ -112,17 +112,17 @@ def test_convolutions_do_not_reach_the_mark_and_a_scan_does(hypothesis, scale):
         seen = reach(arm, scale)
         assert seen[-1]
         assert seen[:marked].all() if arm in arms.treatments else not seen[:marked].any(), arm
-    assert reach(arms.control, "demo").nonzero()[0].min() == 41  # as conf/recipe/recall_demo.yaml says
+    assert reach(arms.control, "demo").nonzero()[0].min() == 89  # as conf/recipe/recall_demo.yaml says
 
 
 def test_the_last_token_is_judged_and_every_token_is_taught():
     config = composed("recall", "mambaout_atto_ssm")
     module = Recall(config, steps_per_epoch=1)
-    images, target = torch.randn(3, 3, 16, 96), torch.tensor([1, 2, 3])
+    images, target = torch.randn(3, 3, 16, 144), torch.tensor([1, 2, 3])
     tokens = module.model.backbone(images)[-1]
-    assert tokens.shape == (3, 48, 4, 24)
-    one_by_one = [[module.model.head([tokens[:, :, i : i + 1, j : j + 1]]) for j in range(24)] for i in range(4)]
-    torch.testing.assert_close(module.logits(images), one_by_one[3][23])
+    assert tokens.shape == (3, 48, 4, 36)
+    one_by_one = [[module.model.head([tokens[:, :, i : i + 1, j : j + 1]]) for j in range(36)] for i in range(4)]
+    torch.testing.assert_close(module.logits(images), one_by_one[3][35])
     losses = [torch.nn.functional.cross_entropy(logits, target) for row in one_by_one for logits in row]
     torch.testing.assert_close(module.loss(images, target, 0.0), torch.stack(losses).mean())
 
@@ -204,7 +204,7 @@ def test_runs_that_are_not_there_close_it(gate):
     [
         (("data_fingerprint",), "other", "data of demo/recall/mambaout_atto_ssm/seed_1"),
         (("provenance", "code"), "other", "code of demo/recall/mambaout_atto_ssm/seed_1"),
-        (("config", "recipe", "epochs"), 50, r"recipe.epochs \(5 against 50"),
+        (("config", "recipe", "epochs"), 50, r"recipe.epochs \(6 against 50"),
     ],
 )
 def test_runs_that_are_not_alike_close_it(gate, key, value, said):

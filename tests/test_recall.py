@@ -81,7 +81,10 @@ def test_a_seed_gives_the_same_files_and_another_one_others(tmp_path):
         ("recipe.data.cell=8", r"recipe.image_size=\[16, 144\]: 9 cells of 8 pixels are drawn"),
         ("recipe.data.cells=0", "recipe.data.cells=0: give a whole number from 1"),
         ("recipe.data.train_images=many", "recipe.data.train_images=many: give a whole number from 10"),
+        ("recipe.data.marked=true", "recipe.data.marked=True: give a whole number from 1"),
         ("recipe.image_size=16", "recipe.image_size"),
+        ("recipe.num_classes=7", "recipe.num_classes=7: strips are of the 10 digits"),
+        ("recipe.mix={mixup_alpha: 0.8}", "recipe.mix and recipe.augment: strips are taken as they are drawn"),
         ("recipe.data.source=digits", "recipe.data.source=digits: choose one of strips for task=recall"),
     ],
 )

@@ -5,7 +5,7 @@ Data flows one way:
     conf/ + experiments/ -> sweep -> run -> data, task(backbone) -> record -> table -> verdict -> report -> results/
 
 config.py     composes the Hydra groups of conf/ into the plain values of one run
-sweep.py      a hypothesis of experiments/: starts the runs that are missing, then writes its report
+sweep.py      a hypothesis of experiments/: starts the runs that are missing, then writes the report
 run.py        the runner: one config in, one record out; with mode=eval, given weights in, one evaluation out
 data/         the demo's embedded data, and the layouts of ImageNet, COCO and ADE20K
 tasks/        what is trained and measured: build(run) -> job, train(job), evaluate(job) -> metrics
@@ -16,8 +16,11 @@ backbones/    the networks: MambaOut with the switch between its arms, ViT with 
 cost.py       what a network costs: parameters, MACs with the scan, memory for training, tokens; prints them as a table
 allocator.py  memory that a CPU run keeps for its next tensors
 record.py     what a run leaves behind: identity, address, write, read back as a table
-experiment.py a hypothesis: claim, arms, seeds, margin, gates
+attempts.py   every beginning and end of a run
+bootstrap.py  uncertainty over images, from what each run keeps of every one
+experiment.py a hypothesis: claim, arms, seeds, margin, gates, positive control
 verdict.py    from paired metrics to supported, refuted or inconclusive
-report.py     records and a hypothesis -> tables, figure, Markdown and HTML
+report/       records and hypotheses -> results/report/: page, figures, tables
+power.py      what more seeds would decide
 progress.py   a run's bar, its metrics as rows of a file, and its heartbeat
 """

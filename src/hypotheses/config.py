@@ -256,12 +256,12 @@ def resolve(cfg: Any) -> Config:
         for split in ("train_images", "val_images"):
             if not isinstance(recipe["data"].get(split), int) or recipe["data"][split] < 1:
                 raise UserError(f"recipe.data.{split}={recipe['data'].get(split)}: say how many scenes, from 1")
-    if recipe["data"].get("source") == "strips":
-        check_strips(recipe)
     if recipe["data"].get("source") not in SOURCES[task]:
         raise UserError(
             f"recipe.data.source={recipe['data'].get('source')}: choose one of {', '.join(SOURCES[task])} for task={task}"
         )
+    if task == "recall":
+        check_strips(recipe)
     config["paths"] = {key: str((ROOT / Path(path).expanduser()).resolve()) for key, path in config["paths"].items()}
     return config
 
@@ -295,10 +295,14 @@ def check_strips(recipe: Config) -> None:
     strips = {key: value for key, value in recipe["data"].items() if key != "source"}
     least = {"train_images": 10, "val_images": 10, "cell": 1, "cells": 1, "marked": 1}  # a strip of each class
     for key, value in least.items():
-        if not isinstance(strips.get(key), int) or strips[key] < value:
+        if type(strips.get(key)) is not int or strips[key] < value:
             raise UserError(f"recipe.data.{key}={strips.get(key)}: give a whole number from {value}")
     if strips["marked"] > strips["cells"]:
         raise UserError(f"recipe.data.marked={strips['marked']}: give at most cells={strips['cells']}")
+    if recipe["num_classes"] != 10:
+        raise UserError(f"recipe.num_classes={recipe['num_classes']}: strips are of the 10 digits; leave it out")
+    if recipe["mix"] or recipe["augment"]:
+        raise UserError("recipe.mix and recipe.augment: strips are taken as they are drawn; set both to null")
     height, width = recipe["image_size"]
     if (height, width) != (strips["cell"], strips["cell"] * strips["cells"]):
         raise UserError(

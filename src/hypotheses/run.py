@@ -58,10 +58,10 @@ def run(config: Config) -> record.Record | None:
     if threads := config["hardware"]["threads"]:
         torch.set_num_threads(threads)
     folder = Path(config["paths"]["outputs"], address)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
         if main_process:
             held.enter_context(only_one(folder))
-            held.enter_context(attempts.noted(Path(config["paths"]["results"]), address, record.code_fingerprint()))
+            attempt.enter_context(attempts.noted(Path(config["paths"]["results"]), address, record.code_fingerprint()))
         started = time.monotonic()
         task = tasks.load(config["task"]["name"])
         job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None))
@@ -84,6 +84,7 @@ def run(config: Config) -> record.Record | None:
         target = record.path(config)
         result["provenance"]["predictions"] = bootstrap.write(bootstrap.path(target), task.predictions(job))
         record.write(target, result)
+        attempt.close()
         try:
             record.write_aside(target.with_suffix(".jpg"), task.pictures(job))
         except Exception as error:  # a picture is no reason to lose a run

@@ -1,7 +1,8 @@
 """The positive control: selective copying along strips of digits (data/strips.py), trained as a classification is.
 
 Every token is taught the class of the marked digit, and the last one alone is judged. So tokens beside the mark learn first, and
-those farther off from what they pass on; taught at its last token only, a network in this short training learns nothing.
+those farther off from what they pass on. (Taught at the last token only, mambaout_atto_ssm stayed at chance for eight epochs: 10.8 % on
+seed 101, one run.)
 """
 
 from typing import Any

@@ -208,7 +208,12 @@ def published(task: str) -> Table:
         "parameters, M": "params_m",
         "MACs, G": "macs_g",
     }
-    shown |= HEADS[task] | {"source": "source", "like for like": "like_for_like", "note": "note"}
+    shown |= HEADS[task] | {
+        "paper": "paper_version",
+        "source": "source",
+        "like for like": "like_for_like",
+        "note": "note",
+    }
     rows = [
         [row[name] or "-" for name in shown.values()]
         for row in read_published(task)

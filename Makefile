@@ -32,10 +32,10 @@ sweep: need-hyp .venv/ready  ## HYP=1, 2 or 3: train what is missing of a hypoth
 	@$(PY) -m hypotheses.sweep $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
-report: .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2 or 3 show that one
+report: no-sweep-options .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2 or 3 show that one
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
-power: need-hyp .venv/ready  ## HYP=1, 2 or 3: what more seeds would decide, from the spread seen so far
+power: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2 or 3: what more seeds would decide, from the spread seen so far
 	@$(PY) -m hypotheses.power $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 test: .venv/ready  ## Lint, types and tests (the slow ones: make test-slow)
@@ -79,6 +79,9 @@ clean:  ## Remove what the demo has made: its digits, logs, records and reports
 need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi
 
+no-sweep-options:
+	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
+
 # The stamp is written last, so an interrupted set-up goes on where it stopped (pip keeps what it has downloaded).
 .venv/ready: requirements.lock pyproject.toml
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
@@ -98,4 +101,4 @@ need-hyp:
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep report test test-slow bench reference clean need-hyp
+.PHONY: help setup sweep report test test-slow bench reference clean need-hyp no-sweep-options

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import subprocess
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hypotheses import attempts, experiment, record, report
+from hypotheses.config import ROOT
 from hypotheses.errors import UserError
 from hypotheses.report import figures, tables
 
@@ -137,7 +139,9 @@ def test_every_row_has_the_command_that_makes_it_again(results, hypothesis):
 
 def test_without_records_it_says_what_is_missing(tmp_path, hypothesis):
     shown = report.write(hypothesis, tmp_path)
-    assert "INCONCLUSIVE" in shown and "0 of the 15 registered runs" in shown
+    assert (
+        "Hypothesis 1 at demo scale: NOT RUN YET: make sweep HYP=1" in shown and "0 of the 15 registered runs" in shown
+    )
     assert "mambaout_atto_ssm seed 0, 1, 2, 3, 4" in text(tmp_path)
     assert page(tmp_path).count("No run yet.") == 3
 
@@ -203,7 +207,8 @@ def test_a_hypothesis_of_two_tasks_has_a_part_for_each_with_pictures(tmp_path, m
     shown = report.write(hypothesis, tmp_path)
     assert "\ncoco:\n" in shown and "\nade20k:\n" in shown
     assert re.search(
-        r"On coco the SSM changes box AP by \+0\.60 points \(96 % interval .*n = 5 seeds, smallest effect", shown
+        r"On coco \(digit scenes\) the SSM changes box AP by \+0\.60 points \(96 % interval .*n = 5 seeds, smallest effect",
+        shown,
     )
     for task in hypothesis.tasks:
         for kind in ("differences", "assay", "curves", "macs"):
@@ -334,3 +339,39 @@ def test_without_the_published_files_the_report_is_written_and_says_so(results, 
         "Hypothesis 1 at demo scale: SUPPORTED" in shown and "no published results in the report: git checkout" in shown
     )
     assert not list((results / "report/tables").glob("published*"))
+
+
+def test_an_extra_arm_that_is_not_as_registered_is_told_and_closes_no_gate(results, hypothesis):
+    file = results / "records/demo/imagenet/vit_atto/seed_0.json"
+    changed = record.read(file)
+    changed["config"]["recipe"]["epochs"] = 2
+    record.write(file, changed)
+    assert "SUPPORTED" in report.write(hypothesis, results)
+    assert "- demo/imagenet/vit_atto/seed_0: recipe.epochs was 2, registered is 5" in text(results)
+
+
+def test_the_demos_data_are_not_called_by_the_names_of_the_real_ones(results, hypothesis):
+    report.write(hypothesis, results)
+    found = report.section(hypothesis, results, "demo")
+    assert [found.bed(task) for task in ("imagenet", "recall")] == ["imagenet (moved digits)", "recall (digit strips)"]
+    assert report.section(experiment.load("2"), results, "demo").bed("coco") == "coco (digit scenes)"
+    assert report.section(hypothesis, results, "paper").bed("imagenet") == "imagenet"
+    assert "<h3>imagenet (moved digits)</h3>" in page(results)
+
+
+def test_a_folder_that_is_not_there_is_no_report(tmp_path, one_line_error):
+    assert "set paths.results to one that a sweep has written" in one_line_error(
+        "hypotheses.report", f"paths.results={tmp_path / 'nowhere'}"
+    )
+
+
+def test_every_link_of_the_readmes_leads_to_a_file():
+    for file in (ROOT / "README.md", ROOT / "results/README.md"):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", file.read_text()):
+            assert (file.parent / target).exists(), target
+
+
+def test_make_refuses_options_that_it_would_not_use():
+    for words in (["report", "SEEDS=10"], ["report", "TASK=coco", "HYP=2"], ["power", "HYP=1", "ARMS=all"]):
+        done = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and f"error: make {words[0]} takes HYP, SCALE" in done.stderr, done.stderr

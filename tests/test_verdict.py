@@ -49,7 +49,7 @@ def test_refuted_if_the_ssm_gains_more_than_the_margin_and_is_not_larger(judge):
 
 def test_a_larger_arm_that_wins_decides_nothing(judge):
     v = judge(shift(4.0))
-    assert v.outcome == INCONCLUSIVE and v.reason.startswith("gate: matched size; without it: refuted")
+    assert v.outcome == INCONCLUSIVE and v.reason.startswith("gate: matched size; if passed: refuted")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,11 @@ def test_one_task_that_was_run_can_support(judge_2):
 
 def test_a_larger_arm_must_beat_its_sham(judge_2):
     v = judge_2({"coco": 2.5, "ade20k": 0.0})
-    assert v.outcome == INCONCLUSIVE and v.beds[0].failed == ["matched size"] and "without it: supported" in v.reason
+    assert (
+        v.outcome == INCONCLUSIVE
+        and v.beds[0].failed == ["matched size"]
+        and "but for that gate: supported" in v.reason
+    )
     beaten = judge_2({"coco": 2.5, "ade20k": 0.0}, sham=0.5)
     assert (
         beaten.outcome == SUPPORTED

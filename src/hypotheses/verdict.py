@@ -286,7 +286,7 @@ def judge(
     outcome, reason, better = non_inferiority(bed.contrasts, arms.margin[bed.task], alpha)
     bed = with_size(bed, sorted(better))
     if bed.failed:
-        reason = f"gate: {', '.join(bed.failed)}; without it: {outcome}, {reason}"
+        reason = f"gate: {', '.join(bed.failed)}; if passed: {outcome}, {reason}"
         outcome = INCONCLUSIVE
     return Verdict(outcome, reason, (bed,), seeds)
 
@@ -304,7 +304,7 @@ def judge_superiority(
     outcome, reason, better = rule(beds)
     sized = [bed if bed.failed else with_size(bed, [arm for task, arm in better if task == bed.task]) for bed in beds]
     if sum(bool(bed.failed) for bed in sized) > sum(bool(bed.failed) for bed in beds):
-        without = f"; without it: {outcome}, {reason}"
+        without = f"; but for that gate: {outcome}, {reason}"
         outcome, reason, _ = rule(sized)
         reason += without
     failed = "; ".join(f"{bed.task}: {', '.join(bed.failed)}" for bed in sized if bed.failed)

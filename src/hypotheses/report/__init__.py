@@ -148,7 +148,7 @@ def html(
     def bed_view(s: Section, bed: Bed) -> dict[str, Any]:
         name = f"{s.name}_{bed.task}"
         return {
-            "task": bed.task,
+            "task": s.bed(bed.task),
             "figures": of(f"{name}_"),
             "arms": listed.get(f"{name}_arms"),
             "seeds": listed.get(f"{name}_seeds"),
@@ -164,7 +164,7 @@ def html(
             return None
         name = f"{s.name}_{control.task}"
         return {
-            "task": control.task,
+            "task": s.bed(control.task),
             "figures": of(name),
             "arms": listed[f"{name}_arms"],
             "seeds": listed[f"{name}_seeds"],
@@ -180,7 +180,7 @@ def html(
             "source": s.hypothesis.source,
             "scale": s.scale,
             "outcome": s.verdict.outcome,
-            "label": s.verdict.label,
+            "label": wording.label(s) + (", exploratory" if s.verdict.changes else ""),
             "headline": wording.headline(s),
             "about": s.arms.about,
             "remarks": wording.remarks(s),
@@ -205,6 +205,7 @@ def html(
             paper=[(name, *pictures[name]) for name in figures.OF_THE_PAPER],
             pictures_title=wording.PICTURES,
             again=wording.AGAIN,
+            words=wording.WORDS,
         )
         + "\n"
     )
@@ -238,7 +239,7 @@ def markdown(
         lines += [f"Source: {s.hypothesis.source}.", "", f"**{wording.headline(s)}**", "", s.arms.about, ""]
         lines += [line for remark in wording.remarks(s) for line in (remark, "")]
         for bed in s.verdict.beds:
-            lines += [f"### {bed.task}", ""]
+            lines += [f"### {s.bed(bed.task)}", ""]
             lines += images(drawn, f"{s.name}_{bed.task}_")
             if arms := listed.get(f"{s.name}_{bed.task}_arms"):
                 lines += [*arms.markdown(), ""]
@@ -252,7 +253,7 @@ def markdown(
             lines += [""]
         control = s.hypothesis.positive_control
         if control and (arms := listed.get(f"{s.name}_{control.task}_arms")):
-            lines += [f"### Positive control: {control.task}", "", *images(drawn, f"{s.name}_{control.task}")]
+            lines += [f"### Positive control: {s.bed(control.task)}", "", *images(drawn, f"{s.name}_{control.task}")]
             seeds = listed[f"{s.name}_{control.task}_seeds"]
             lines += [*arms.markdown(), "", f"{seeds.title}:", "", *seeds.markdown()]
             lines += [*picture_links(s, control.task, results), ""]
@@ -318,7 +319,10 @@ def read_arguments(target: str, about: str, arguments: list[str] | None) -> tupl
         check_scale(hypothesis, asked.scale)
     elif asked.scale:
         raise UserError(f"SCALE={asked.scale}: say of which hypothesis: make {target} HYP=1 SCALE={asked.scale}")
-    return hypothesis, Path(compose(overrides)["paths"]["results"]), asked.scale
+    results = Path(compose(overrides)["paths"]["results"])
+    if not results.is_dir():
+        raise UserError(f"no folder {results}: set paths.results to one that a sweep has written")
+    return hypothesis, results, asked.scale
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from hypotheses.config import Config
 from hypotheses.metrics import METRICS
 from hypotheses.record import Record
-from hypotheses.report.reading import Section
+from hypotheses.report.reading import Section, composed
 from hypotheses.report.tables import found_runs, read_published, roles
 from hypotheses.report.wording import interval
 from hypotheses.verdict import Bed
@@ -70,7 +70,7 @@ def of_section(s: Section) -> dict[str, tuple[str, str]]:
     """Every figure of a hypothesis at one scale: name of its file -> what it shows, SVG."""
     found = {}
     for bed in s.verdict.beds:
-        name, where = f"{s.name}_{bed.task}", f"{bed.task}, {s.scale} scale"
+        name, where = f"{s.name}_{bed.task}", f"{s.bed(bed.task)}, {s.scale} scale"
         found[f"{name}_differences"] = (f"Paired differences on {where}", differences(s, bed))
         if not s.runs[bed.task]:
             continue
@@ -91,7 +91,7 @@ def differences(s: Section, bed: Bed) -> str:
     line, label = (margin, f"of interest from {margin:g}") if gain else (-margin, f"margin -{margin:g}")
     contrasts, out = [*bed.contrasts, *bed.extra], []
     with panel(
-        f"paired differences, {bed.task}, {s.scale} scale", max(2.6, 1.5 + 0.62 * len(contrasts)), out, 6.2
+        f"paired differences, {s.bed(bed.task)}, {s.scale} scale", max(2.6, 1.5 + 0.62 * len(contrasts)), out, 6.2
     ) as axes:
         axes.axvline(0, color=QUIET, lw=0.8)
         axes.axvline(line, color=QUIET if gain else BAD, lw=1.2, ls="--")
@@ -137,7 +137,7 @@ def rows_of_arms(axes: Any, found: dict[str, list[Record]], metric: str, colors:
 def assay(s: Section, bed: Bed) -> str:
     found, out = found_runs(s, bed.task), []
     with panel(
-        f"can this bed see a mixer? {bed.task}, {s.scale} scale", max(2.4, 1.3 + 0.36 * len(found)), out
+        f"can this bed see a mixer? {s.bed(bed.task)}, {s.scale} scale", max(2.4, 1.3 + 0.36 * len(found)), out
     ) as axes:
         rows_of_arms(axes, found, bed.metric, colors_of(s))
         axes.axvline(s.arms.chance[bed.task], color=QUIET, lw=0.8, ls=":")
@@ -150,7 +150,7 @@ def memory(s: Section) -> str:
     assert control
     found, out = found_runs(s, control.task), []
     with panel(
-        f"can the SSM show a memory? {control.task}, {s.scale} scale", max(2.2, 1.3 + 0.4 * len(found)), out
+        f"can the SSM show a memory? {s.bed(control.task)}, {s.scale} scale", max(2.2, 1.3 + 0.4 * len(found)), out
     ) as axes:
         rows_of_arms(axes, found, control.metric, colors_of(s))
         chance = 100 / next(iter(found.values()))[0]["config"]["recipe"]["num_classes"]
@@ -170,7 +170,7 @@ def colors_of(s: Section) -> dict[str, str]:
 def curves(s: Section, bed: Bed) -> str:
     """The validation metric against the share of the schedule: mean over seeds, and their range for the registered arms."""
     out, known = [], roles(s)
-    with panel(f"validation during training, {bed.task}, {s.scale} scale", 3.1, out) as axes:
+    with panel(f"validation during training, {s.bed(bed.task)}, {s.scale} scale", 3.1, out) as axes:
         for arm, records in found_runs(s, bed.task).items():
             rows = [[row for row in r["curve"] if bed.metric in row] for r in records]
             unit = next((u for u in ("epoch", "step") if rows and rows[0] and u in rows[0][0]), "")
@@ -196,7 +196,7 @@ def curves(s: Section, bed: Bed) -> str:
 
 def own_macs(s: Section, bed: Bed) -> str:
     found, out = found_runs(s, bed.task), []
-    with panel(f"metric against MACs, {bed.task}, {s.scale} scale", 3.1, out) as axes:
+    with panel(f"metric against MACs, {s.bed(bed.task)}, {s.scale} scale", 3.1, out) as axes:
         points = []
         for arm, records in found.items():
             values = [r["metrics"][bed.metric] for r in records]
@@ -329,13 +329,13 @@ def causal_bars(sections: Sequence[Section]) -> str:
 @functools.cache
 def token_counts() -> str:
     """L / (6 D) of the paper's networks at its three tasks, stage by stage, and of the demo's (paper, section 3.2)."""
+    from hypotheses import cost
 
     sizes = {"imagenet, 224 x 224": (224, 224), "coco, 800 x 1280": (800, 1280), "ade20k, 512 x 2048": (512, 2048)}
-    demo = {
-        "imagenet demo, 32 x 32": (32, 32),
-        "recall demo, 16 x 96": (16, 96),
-        "coco, ade20k demo, 96 x 96": (96, 96),
-    }
+    demo = {}
+    for task in ("imagenet", "recall", "coco", "ade20k"):
+        size = cost.image_size(composed("demo", task, "mambaout_atto"), None)
+        demo[f"{task} demo, {size[0]} x {size[1]}"] = size
     rows = [
         (f"{task}\n{name}", ratios(name, size))
         for chosen, names in ((sizes, ("vit_small", "vit_base", "mambaout_tiny")), (demo, ("mambaout_atto",)))

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from hypotheses import attempts, bootstrap, experiment, record, verdict
+from hypotheses import attempts, bootstrap, data, experiment, record, verdict
 from hypotheses.config import Config
 from hypotheses.experiment import Arms, Experiment
 from hypotheses.verdict import Difference, Verdict
+
+STAND_INS = {"digits": "moved digits", "scenes": "digit scenes", "strips": "digit strips"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Section:
     def records(self) -> list[record.Record]:
         return [runs[key] for runs in self.runs.values() for key in sorted(runs)]
 
+    def bed(self, task: str) -> str:
+        """A task as it is called in text: with what stands in for its data, where something does."""
+        source = composed(self.scale, task, self.arms.control)["recipe"]["data"]["source"]
+        return task if source in data.PUBLISHED else f"{task} ({STAND_INS[source]})"
+
     @property
     def name(self) -> str:
         """Of its files and its place in the page."""
@@ -43,7 +50,8 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
     memory = control.task if control else None
     runs: dict[str, dict[tuple[str, int], record.Record]] = {}
     pictures: dict[str, dict[str, Path]] = {}
-    unregistered: dict[str, list[str]] = {}
+    unregistered: dict[str, list[str]] = {}  # of the arms that decide; those of the others are but told
+    odd: list[str] = []
     for task in (*hypothesis.metrics(), *hypothesis.interaction):
         runs[task], pictures[task], unregistered[task] = {}, {}, []
         for arm in arms_of(hypothesis, scale, task):
@@ -61,7 +69,9 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
                 asked = composed(scale, task, arm)
                 registered = {k: asked[k] for k in record.IDENTITY} | {"seed": seed}
                 for key, was, now in record.differences(found["config"], registered):
-                    unregistered[task].append(f"{found['address']}: {key} was {was}, registered is {now}")
+                    odd.append(f"{found['address']}: {key} was {was}, registered is {now}")
+                    if task == memory or arm in arms.registered():
+                        unregistered[task].append(odd[-1])
             if (folder / "seed_0.jpg").exists():
                 pictures[task][arm] = folder / "seed_0.jpg"
     judged = verdict.judge(hypothesis, scale, runs, unregistered)
@@ -70,7 +80,7 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
     decisive = [r for task, found in runs.items() for (arm, _), r in found.items() if task == memory or arm in deciding]
     judged = dataclasses.replace(judged, changes=tuple(experiment.changes(hypothesis, scale, results, decisive)))
     found = Section(hypothesis, scale, arms, runs, judged, pictures, [], {})
-    return dataclasses.replace(found, deviations=deviations(found, results, unregistered))
+    return dataclasses.replace(found, deviations=deviations(found, results, odd))
 
 
 def arms_of(hypothesis: Experiment, scale: str, task: str) -> list[str]:
@@ -103,14 +113,14 @@ def over_images(s: Section, results: Path) -> dict[tuple[str, Difference], boots
     return found
 
 
-def deviations(s: Section, results: Path, unregistered: dict[str, list[str]]) -> list[str]:
+def deviations(s: Section, results: Path, unregistered: list[str]) -> list[str]:
     """Changes of the rule, runs that are missing or not the registered ones, attempts that failed, runs of other code or of a tree
     with uncommitted changes."""
-    lines = [*s.verdict.changes, *(line for of_task in unregistered.values() for line in of_task)]
+    lines = [*s.verdict.changes, *unregistered]
     for bed in s.verdict.beds:
         if bed.missing and s.runs[bed.task]:
             total = len(s.verdict.seeds) * len(s.arms.registered())
-            lines.append(f"{bed.task}: {len(bed.missing)} of the {total} registered runs are not recorded")
+            lines.append(f"{s.bed(bed.task)}: {len(bed.missing)} of the {total} registered runs are not recorded")
     silent = 0
     for task in s.hypothesis.metrics():
         for arm in arms_of(s.hypothesis, s.scale, task):

@@ -105,7 +105,7 @@ def arms(s: Section, bed: Bed) -> Table:
                 *costs(records),
             ]
         )
-    return Table(f"{s.name}_{bed.task}_arms", f"Arms on {bed.task}, {s.scale} scale", columns, rows)
+    return Table(f"{s.name}_{bed.task}_arms", f"Arms on {s.bed(bed.task)}, {s.scale} scale", columns, rows)
 
 
 def difference_cell(s: Section, c: Difference, runs: int) -> str:
@@ -167,7 +167,9 @@ def memory(s: Section) -> Table | None:
         ]
         for arm, records in found.items()
     ]
-    return Table(f"{s.name}_{control.task}_arms", f"Positive control, {control.task}, {s.scale} scale", columns, rows)
+    return Table(
+        f"{s.name}_{control.task}_arms", f"Positive control, {s.bed(control.task)}, {s.scale} scale", columns, rows
+    )
 
 
 def seeds(s: Section, task: str) -> Table:
@@ -178,7 +180,9 @@ def seeds(s: Section, task: str) -> Table:
         [str(seed), *(f"{runs[a, seed]['metrics'][metric]:.2f}" if (a, seed) in runs else "-" for a in found)]
         for seed in sorted({seed for _, seed in runs})
     ]
-    return Table(f"{s.name}_{task}_seeds", f"{metric} of each seed on {task}, {s.scale} scale", ["seed", *found], rows)
+    return Table(
+        f"{s.name}_{task}_seeds", f"{metric} of each seed on {s.bed(task)}, {s.scale} scale", ["seed", *found], rows
+    )
 
 
 # ---- of others -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,25 @@ from hypotheses.record import Record
 from hypotheses.report.reading import Section
 from hypotheses.verdict import Bed, Difference
 
+WORDS = (
+    (
+        "arm",
+        "a network in its part: control (without what is tested), treatment (with it), negative control, sham, or extra",
+    ),
+    ("mixer", "what lets tokens see each other: a convolution, an SSM, attention; the negative control has none"),
+    ("sham", "an SSM arm with its parameters and operations, whose every token sees itself alone: size without memory"),
+    ("bed", "data, recipe and heads together; where they cannot tell a network without a mixer, they can tell nothing"),
+    ("gate", "what must hold before a difference means anything; a gate that fails leaves the verdict inconclusive"),
+    ("assay sensitivity", "the gate that the negative control clearly loses"),
+    ("positive control", "a task that takes a memory, on which the SSM must do well and its sham must not"),
+    ("margin", "the largest loss that does not matter; of a claimed gain, the smallest that does"),
+    (
+        "registered, exploratory",
+        "written down before the runs; a verdict by a rule that was changed afterwards is exploratory",
+    ),
+    ("planned look", "a number of seeds at which the rule may be asked, with its share of the error"),
+    ("Holm", "a correction of several tests at once, so that together they err no more often than one"),
+)
 PICTURES = "Validation images of seed 0, the same ones in every arm, as annotated and as predicted"
 
 
@@ -21,7 +40,9 @@ def confidence(c: Difference) -> str:
 def headline(s: Section) -> str:
     """The verdict in a sentence, with n, interval, unit, margin and scale."""
     v, hypothesis = s.verdict, s.hypothesis
-    said = f"Hypothesis {hypothesis.hypothesis} at {s.scale} scale: {v.outcome.upper()}"
+    said = f"Hypothesis {hypothesis.hypothesis} at {s.scale} scale: {label(s).upper()}"
+    if not has_runs(s):
+        return f"{said}: {command(s)}"
     said += " (EXPLORATORY: not all runs were begun under this rule)" if v.changes else ""
     changes = []
     for bed in v.beds:
@@ -30,7 +51,7 @@ def headline(s: Section) -> str:
         title, margin = METRICS[bed.task][bed.metric].title, s.arms.margin[bed.task]
         if hypothesis.test == "superiority":
             c = max(bed.contrasts, key=lambda c: c.low)
-            what = f"on {bed.task} {hypothesis.what} changes {title} by {c.mean:+.2f} points"
+            what = f"on {s.bed(bed.task)} {hypothesis.what} changes {title} by {c.mean:+.2f} points"
             limit = f"smallest effect of interest {margin:g}"
         else:
             c = min(bed.contrasts, key=lambda c: c.low)
@@ -42,6 +63,15 @@ def headline(s: Section) -> str:
         return f"{said} ({v.reason})"
     text = "; ".join(changes)
     return f"{said}. {text[0].upper()}{text[1:]}: {v.reason}"
+
+
+def has_runs(s: Section) -> bool:
+    return any(s.runs[task] for task in s.hypothesis.tasks)
+
+
+def label(s: Section) -> str:
+    """The outcome, or that there is none yet."""
+    return s.verdict.outcome if has_runs(s) else "not run yet"
 
 
 def remarks(s: Section) -> list[str]:

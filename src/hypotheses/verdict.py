@@ -95,10 +95,6 @@ class Verdict:
     changes: tuple[str, ...] = ()  # of the rule after runs were begun, which make the verdict exploratory
     interactions: tuple["Interaction", ...] = ()
 
-    @property
-    def label(self) -> str:
-        return f"{self.outcome}, exploratory" if self.changes else self.outcome
-
 
 def compare(
     runs: Runs, metric: str, treatment: str, control: str, seeds: Sequence[int], alpha: float, step: float = 0.0
@@ -212,9 +208,9 @@ def superiority(
     return INCONCLUSIVE, f"no gain is shown, nor that every gain is too small to matter{advice}", set()
 
 
-def confidence(contrast: Difference) -> str:
-    """The level of its interval."""
-    return f"{100 * (1 - 2 * contrast.alpha):g} %"
+def level(alpha: float) -> str:
+    """Of an interval whose ends are one-sided tests at alpha."""
+    return f"{100 * (1 - 2 * alpha):g} %"
 
 
 def one_sided(excess: float, contrast: Difference) -> float:
@@ -422,7 +418,7 @@ def assay_sensitivity(assay: Difference, margin: float, share: float) -> Gate:
     share of what it loses (ICH E10's demand on a claim of 'no worse')."""
     passed = assay.low > margin and margin <= share * assay.mean
     detail = (
-        f"without any mixer {assay.mean:.1f} points are lost ({confidence(assay)} interval {assay.low:.1f} to {assay.high:.1f}, "
+        f"without any mixer {assay.mean:.1f} points are lost ({level(assay.alpha)} interval {assay.low:.1f} to {assay.high:.1f}, "
         f"n = {assay.n}); "
         f"the margin of {margin:g} is {100 * margin / assay.mean:.0f} % of that, at most {100 * share:g} % is allowed"
         if assay.mean > 0
@@ -570,6 +566,6 @@ def beats_sham(
             return False, f"its sham cannot be compared: {gate.detail}"
     return (
         gain.low > 0,
-        f"over its sham, which is as large, it gains {gain.mean:+.2f} points ({confidence(gain)} interval {gain.low:+.2f} to "
+        f"over its sham, which is as large, it gains {gain.mean:+.2f} points ({level(gain.alpha)} interval {gain.low:+.2f} to "
         f"{gain.high:+.2f}, n = {gain.n})",
     )

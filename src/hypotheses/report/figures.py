@@ -14,7 +14,7 @@ from hypotheses.record import Record
 from hypotheses.report.reading import Section, composed
 from hypotheses.report.tables import found_runs, read_published, roles
 from hypotheses.report.wording import interval
-from hypotheses.verdict import Bed
+from hypotheses.verdict import Bed, level
 
 INK, QUIET, GOOD, BAD = "#1b1f24", "#8a919a", "#2b6cb0", "#b5501b"
 COLORS = {"control": INK, "treatment": GOOD, "negative control": BAD}  # by role; others are quiet
@@ -111,10 +111,9 @@ def differences(s: Section, bed: Bed) -> str:
         axes.set_yticks(range(len(contrasts)), labels, fontsize=8)
         top = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
         axes.annotate(label, (line, 1), color=INK if gain else BAD, **top)
-        level = f"{100 * (1 - 2 * s.hypothesis.alpha):g} %"
         which = "e = arm - control" if gain else "d = control - arm"
         axes.set_xlabel(
-            f"{which}, {METRICS[bed.task][bed.metric].title} (points)\ndots: seeds; bar: {level} interval over seeds"
+            f"{which}, {METRICS[bed.task][bed.metric].title} (points)\ndots: seeds; bar: {level(s.hypothesis.alpha)} interval over seeds"
         )
         if not contrasts:
             axes.text(0.5, 0.5, "no pair of runs yet", transform=axes.transAxes, ha="center", color=INK)

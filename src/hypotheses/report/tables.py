@@ -11,7 +11,7 @@ from hypotheses.config import ROOT, is_dense
 from hypotheses.record import Record
 from hypotheses.report.reading import Section, arms_of
 from hypotheses.report.wording import interval
-from hypotheses.verdict import Bed, Difference
+from hypotheses.verdict import Bed, Difference, level
 
 PUBLISHED = ROOT / "results" / "published"
 
@@ -74,15 +74,14 @@ def arms(s: Section, bed: Bed) -> Table:
     contrasts: dict[str, list[Difference]] = {}
     for c in (*bed.contrasts, *([bed.assay] if bed.assay else []), *bed.extra):
         contrasts.setdefault(c.treatment, []).append(c)
-    level = f"{100 * (1 - 2 * s.hypothesis.alpha):g} %"
     difference = "arm - control" if s.hypothesis.test == "superiority" else "control - arm"
     columns = [
         "arm",
         "role",
         "n",
         f"{bed.metric}, mean (range)",
-        f"{difference}, points [{level} interval over seeds]",
-        f"[{level} interval over images]",
+        f"{difference}, points [{level(s.hypothesis.alpha)} interval over seeds]",
+        f"[{level(s.hypothesis.alpha)} interval over images]",
         *(["mask_ap_percent, mean"] if bed.task == "coco" else []),
         *(["pretrained"] if is_dense(bed.task) else []),
         "parameters",

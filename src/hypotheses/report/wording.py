@@ -5,7 +5,7 @@ from hypotheses.experiment import Experiment
 from hypotheses.metrics import METRICS
 from hypotheses.record import Record
 from hypotheses.report.reading import Section
-from hypotheses.verdict import Bed, Difference
+from hypotheses.verdict import Bed, Difference, level
 
 WORDS = (
     (
@@ -33,10 +33,6 @@ def interval(c: Difference) -> str:
     return f"{c.mean:+.2f} [{c.low:+.2f}, {c.high:+.2f}]"
 
 
-def confidence(c: Difference) -> str:
-    return f"{100 * (1 - 2 * c.alpha):g} %"
-
-
 def headline(s: Section) -> str:
     """The verdict in a sentence, with n, interval, unit, margin and scale."""
     v, hypothesis = s.verdict, s.hypothesis
@@ -58,7 +54,7 @@ def headline(s: Section) -> str:
             what = f"without {hypothesis.what} {title} changes by {c.mean:+.2f} points"
             limit = f"margin -{margin:g}"
         seeds = f"n = {c.n} seeds"
-        changes.append(f"{what} ({confidence(c)} interval {c.low:+.2f} to {c.high:+.2f}, {seeds}, {limit})")
+        changes.append(f"{what} ({level(c.alpha)} interval {c.low:+.2f} to {c.high:+.2f}, {seeds}, {limit})")
     if not changes:
         return f"{said} ({v.reason})"
     text = "; ".join(changes)
@@ -82,7 +78,7 @@ def remarks(s: Section) -> list[str]:
         c = found.difference
         lines.append(
             f"Interaction, which decides nothing: the gain of {c.treatment} on {found.long} minus that on {found.short} is "
-            f"{interval(c)} points ({confidence(c)} interval, n = {c.n} seeds), of two metrics; if the length mattered it would be "
+            f"{interval(c)} points ({level(c.alpha)} interval, n = {c.n} seeds), of two metrics; if the length mattered it would be "
             "above 0."
         )
     if hypothesis.interaction and not s.verdict.interactions:

@@ -15,7 +15,7 @@ ADDRESS = "demo/imagenet/mambaout_atto/seed_0"
 
 
 def attempt(results, error=None):
-    with attempts.noted(results, ADDRESS, "code"):
+    with attempts.noted(results, ADDRESS):
         if error:
             raise error
 
@@ -43,7 +43,7 @@ def test_every_end_is_kept_in_order(tmp_path):
 def test_a_killed_process_is_seen_by_its_silence(tmp_path):
     script = (
         "import os, signal; from pathlib import Path; from hypotheses import attempts\n"
-        f"with attempts.noted(Path({str(tmp_path)!r}), {ADDRESS!r}, 'code'): os.kill(os.getpid(), signal.SIGKILL)"
+        f"with attempts.noted(Path({str(tmp_path)!r}), {ADDRESS!r}): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
     attempt(tmp_path)

@@ -19,11 +19,11 @@ def path(results: Path, address: str) -> Path:
 
 
 @contextlib.contextmanager
-def noted(results: Path, address: str, code: str) -> Iterator[None]:
-    """Note that a run of this code begins, and how it ends."""
+def noted(results: Path, address: str) -> Iterator[None]:
+    """Note that a run begins, and how it ends."""
     file = path(results, address)
     file.parent.mkdir(parents=True, exist_ok=True)
-    add(file, begun=now(), code=code)
+    add(file, begun=now())
     try:
         yield
     except BaseException as error:

@@ -110,6 +110,11 @@ class Experiment:
         arms = self.scales[scale]
         return [arms.control, *arms.treatments, *arms.shams.values()]
 
+    def memory_runs(self, scale: str) -> list[tuple[str, int]]:
+        """(arm, seed) of every run of the positive control at a scale."""
+        seeds = range(self.positive_control.seeds if self.positive_control else 0)
+        return [(arm, seed) for seed in seeds for arm in self.memory_arms(scale)]
+
 
 def config_of(scale: str, task: str, backbone: str, seed: int, overrides: list[str]) -> Config:
     """The resolved config of a run."""

@@ -61,7 +61,7 @@ def run(config: Config) -> record.Record | None:
     with contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
         if main_process:
             held.enter_context(only_one(folder))
-            attempt.enter_context(attempts.noted(Path(config["paths"]["results"]), address, record.code_fingerprint()))
+            attempt.enter_context(attempts.noted(Path(config["paths"]["results"]), address))
         started = time.monotonic()
         task = tasks.load(config["task"]["name"])
         job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None))

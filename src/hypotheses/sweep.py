@@ -64,11 +64,7 @@ def sweep(
     """Run what is missing, first of the positive control, then of all tasks of the hypothesis unless some are named; the exit code:
     0 if every run is recorded, 1 if some failed. Raises UserError."""
     control = hypothesis.positive_control
-    wanted = (
-        [(control.task, arm, seed) for seed in range(control.seeds) for arm in hypothesis.memory_arms(scale)]
-        if control
-        else []
-    )
+    wanted = [(control.task, *run) for run in hypothesis.memory_runs(scale)] if control else []
     wanted += [(task, arm, seed) for seed in range(seeds) for task in tasks or hypothesis.tasks for arm in arms]
     configs = [experiment.config_of(scale, task, arm, seed, overrides) for task, arm, seed in wanted]
     check_space(configs[0])

@@ -441,16 +441,16 @@ def positive_control(
     if not control or not names:
         return []
     runs, seeds, treatments = by_task.get(control.task, {}), range(control.seeds), experiment.scales[scale].treatments
-    name, there = "positive control", sum((arm, seed) in runs for arm in names for seed in seeds)
-    if there < (total := control.seeds * len(names)):
-        return [Gate(name, False, f"{there} of the {total} runs of {control.task} are recorded")]
+    wanted, name = experiment.memory_runs(scale), "positive control"
+    if (there := sum(run in runs for run in wanted)) < len(wanted):
+        return [Gate(name, False, f"{there} of the {len(wanted)} runs of {control.task} are recorded")]
     checks = (
         registered(unregistered.get(control.task, ())),
         same_recipe(runs, names, seeds, experiment.pair_may_differ),
         same_provenance(runs, names, seeds),
     )
     odd = [f"on {control.task} {gate.name} does not hold: {gate.detail}" for gate in checks if not gate.passed]
-    if changed := sorted({key for run in runs.values() for key in unlike(run["provenance"], of_bed["provenance"])}):
+    if changed := sorted({key for run in wanted for key in unlike(runs[run]["provenance"], of_bed["provenance"])}):
         odd.append(
             f"the runs of {control.task} differ from {of_bed['address']} in {', '.join(changed)}: delete their records"
         )

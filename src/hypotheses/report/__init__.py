@@ -142,35 +142,24 @@ def html(
     )
     pictures = {name: (title, figures.inline(svg)) for name, (title, svg) in drawn.items()}
 
-    def of(prefix: str) -> list[tuple[str, str, str]]:
-        return [(name, *found) for name, found in pictures.items() if name.startswith(prefix)]
-
-    def bed_view(s: Section, bed: Bed) -> dict[str, Any]:
-        name = f"{s.name}_{bed.task}"
+    def part(s: Section, task: str) -> dict[str, Any]:
+        """What is shown of a task's runs, be it a bed or the positive control."""
+        name = f"{s.name}_{task}"
         return {
-            "task": s.bed(bed.task),
-            "figures": of(f"{name}_"),
+            "task": s.bed(task),
+            "figures": [(key, *found) for key, found in pictures.items() if key == name or key.startswith(f"{name}_")],
             "arms": listed.get(f"{name}_arms"),
             "seeds": listed.get(f"{name}_seeds"),
-            "gates": bed.gates,
-            "missing": wording.missing(bed),
-            "commands": [(arm, wording.row_command(runs)) for arm, runs in tables.found_runs(s, bed.task).items()],
-            "pictures": pictures_of(s, bed.task),
+            "commands": [(arm, wording.row_command(runs)) for arm, runs in tables.found_runs(s, task).items()],
+            "pictures": pictures_of(s, task),
         }
+
+    def bed_view(s: Section, bed: Bed) -> dict[str, Any]:
+        return part(s, bed.task) | {"gates": bed.gates, "missing": wording.missing(bed)}
 
     def memory_view(s: Section) -> dict[str, Any] | None:
         control = s.hypothesis.positive_control
-        if not control or not s.runs[control.task]:
-            return None
-        name = f"{s.name}_{control.task}"
-        return {
-            "task": s.bed(control.task),
-            "figures": of(name),
-            "arms": listed[f"{name}_arms"],
-            "seeds": listed[f"{name}_seeds"],
-            "commands": [(arm, wording.row_command(runs)) for arm, runs in tables.found_runs(s, control.task).items()],
-            "pictures": pictures_of(s, control.task),
-        }
+        return part(s, control.task) if control and s.runs[control.task] else None
 
     views = [
         {
@@ -189,7 +178,7 @@ def html(
             "gates_title": wording.gates_title(s.hypothesis),
             "rule": wording.rule(s.hypothesis),
             "command": wording.command(s),
-            "deviations": deviations(s),
+            "deviations": wording.deviations(s),
             "provenance": wording.provenance(s),
         }
         for s in sections
@@ -209,14 +198,6 @@ def html(
         )
         + "\n"
     )
-
-
-def deviations(s: Section) -> list[str]:
-    none = (
-        f"None: all {len(s.records)} runs were recorded at their first attempt, as registered and under the registered rule, by the "
-        "same committed code."
-    )
-    return s.deviations or [none if s.records else "No run yet."]
 
 
 def pictures_of(s: Section, task: str) -> list[tuple[str, str]]:
@@ -264,7 +245,7 @@ def markdown(
             "",
             "Deviations:",
             "",
-            *(f"- {line}" for line in deviations(s)),
+            *(f"- {line}" for line in wording.deviations(s)),
             "",
             "Made with:",
             "",

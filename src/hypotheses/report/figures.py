@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hypotheses.config import Config
 from hypotheses.metrics import METRICS
 from hypotheses.record import Record
 from hypotheses.report.reading import Section, composed
@@ -362,11 +361,4 @@ def token_counts() -> str:
 def ratios(name: str, size: tuple[int, int]) -> list[float]:
     from hypotheses import cost
 
-    return [stage.ratio for stage in cost.stages(backbone(name), *size)]
-
-
-@functools.cache
-def backbone(name: str) -> Config:
-    from hypotheses.config import compose
-
-    return compose([f"backbone={name}"])["backbone"]
+    return [stage.ratio for stage in cost.stages(composed("demo", "imagenet", name)["backbone"], *size)]

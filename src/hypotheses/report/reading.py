@@ -61,7 +61,7 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
                 if not found["config"]["scale"]["verdict"]:
                     continue
                 seed = found["config"]["seed"]
-                if task == memory and seed not in range(control.seeds if control else 0):
+                if control and task == memory and seed >= control.seeds:
                     continue
                 runs[task][arm, seed] = found
                 if task in hypothesis.interaction:

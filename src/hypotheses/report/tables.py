@@ -46,9 +46,12 @@ class Table:
         return frame.to_latex(index=False, escape=False, caption=caption, label=f"tab:{self.name}", position="t")
 
 
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+
+
 def latex_text(text: str) -> str:
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
-    return "".join(special.get(c, c) for c in text)
+    """As LaTeX prints it: its own characters escaped."""
+    return text.translate(str.maketrans(LATEX))
 
 
 # ---- of our runs -----------------------------------------------------------------------------------------------------

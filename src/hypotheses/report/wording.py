@@ -157,6 +157,15 @@ def row_command(records: list[Record]) -> str:
     return f"for s in {seeds}; do python -m hypotheses.run {words} seed=$s paths.results=again/results paths.outputs=again/outputs; done"
 
 
+def deviations(s: Section) -> list[str]:
+    """What did not go as planned, or that nothing did."""
+    none = (
+        f"None: all {len(s.records)} runs were recorded at their first attempt, as registered and under the registered rule, by the "
+        "same committed code."
+    )
+    return s.deviations or [none if s.records else "No run yet."]
+
+
 def provenance(s: Section) -> list[str]:
     """What the runs were made with; every distinct value is listed."""
     records = s.records

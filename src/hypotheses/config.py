@@ -27,6 +27,7 @@ class Hardware:
     threads: int | None
     workers: int | None
     max_batch_per_device: int
+    checkpoint_seconds: float
 
 
 @dataclasses.dataclass
@@ -151,8 +152,11 @@ SOURCES = {  # of images, by task
     "ade20k": ("scenes", "ade20k"),
 }
 MODES = ("train", "eval")
+RESUME = ("same", "any", "never")
 PATHS = {"data", "imagenet", "coco", "ade20k", "outputs", "results"}
-KEYS = {"task", "backbone", "scale", "recipe", "mode", "weights", "pretrained", "hardware", "seed", "tag", "paths"}
+KEYS = {
+    "task", "backbone", "scale", "recipe", "mode", "weights", "pretrained", "hardware", "seed", "tag", "resume", "paths"
+}  # fmt: skip
 
 
 # ---- composition -----------------------------------------------------------------------------------------------------
@@ -201,6 +205,8 @@ def resolve(cfg: Any) -> Config:
     mode, weights = config["mode"]["name"], config["weights"]
     if mode not in MODES:
         raise UserError(f"mode.name={mode}: choose one of {', '.join(MODES)}")
+    if config["resume"] not in RESUME:
+        raise UserError(f"resume={config['resume']}: choose one of {', '.join(RESUME)}")
     if mode == "eval" and weights is None:
         raise UserError(
             "mode=eval needs weights to evaluate: add weights=SOURCE, a file, an https:// address or a hub id such as "
@@ -223,7 +229,7 @@ def resolve(cfg: Any) -> Config:
     counts = ("num_classes", "batch_size", "validate_every", "epochs", "steps")
     checks = [(f"recipe.{k}", recipe[k], 1) for k in counts if k in recipe]
     checks += [(f"hardware.{k}", hardware[k], 1) for k in ("nodes", "max_batch_per_device", "threads")]
-    checks += [("hardware.workers", hardware["workers"], 0)]
+    checks += [(f"hardware.{k}", hardware[k], 0) for k in ("workers", "checkpoint_seconds")]
     checks += [(f"recipe.schedule.{k}", v, 0) for k, v in schedule.items() if k != "milestones"]
     checks += [(f"recipe.optimizer.{k}", optimizer[k], 0) for k in ("lr", "eps", "weight_decay")]
     for key in ("image_size", "resize", "crop"):

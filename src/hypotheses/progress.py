@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,31 @@ class Progress:
 
     metrics.jsonl   a row per validation: step, epoch, train loss, learning rate, validation metrics, seconds since start
     heartbeat.json  step, steps, seconds since start and seconds left, written every HEARTBEAT seconds
+
+    A run that goes on from a checkpoint gives the `step` it goes on from, with the `rows` and `seconds` until there.
     """
 
-    def __init__(self, folder: Path, name: str, steps: int):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        steps: int,
+        step: int = 0,
+        seconds: float = 0.0,
+        rows: Sequence[Mapping[str, float]] = (),
+    ):
         from tqdm import tqdm
 
-        self.folder, self.steps, self.step = folder, steps, 0
-        self.start = self.beat_at = time.monotonic()
+        self.folder, self.steps, self.step, self.first = folder, steps, step, step
+        self.begun = self.beat_at = time.monotonic()
+        self.start = self.begun - seconds
+        self.kept = [dict(row) for row in rows]
         self.shown: dict[str, str] = {}
         self.rows = open(folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
+        self.rows.writelines(json.dumps(row) + "\n" for row in self.kept)
         # in a log, where there is no terminal to redraw, a line now and then is enough
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(total=steps, desc=name, unit="step", mininterval=interval, dynamic_ncols=True)
+        self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", mininterval=interval, dynamic_ncols=True)
         self.beat()
 
     def due(self) -> bool:
@@ -51,12 +65,13 @@ class Progress:
     def row(self, **values: float) -> None:
         """One row of metrics.jsonl."""
         row = {"step": self.step, **values, "seconds": round(time.monotonic() - self.start, 3)}
+        self.kept.append(row)
         self.rows.write(json.dumps(row) + "\n")
 
     def beat(self) -> None:
         self.beat_at = time.monotonic()
-        seconds = self.beat_at - self.start
-        left = seconds / self.step * (self.steps - self.step) if self.step else None
+        seconds, done = self.beat_at - self.start, self.step - self.first
+        left = (self.beat_at - self.begun) / done * (self.steps - self.step) if done else None
         state: dict[str, Any] = {"step": self.step, "steps": self.steps, "seconds": seconds, "seconds_left": left}
         with contextlib.suppress(OSError):  # a full disk is no reason to lose a run that could still end well
             write_aside(self.folder / "heartbeat.json", json.dumps(state | {"shown": self.shown}))

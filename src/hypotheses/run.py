@@ -22,7 +22,8 @@ from typing import Any
 
 import hydra
 
-from hypotheses import allocator, attempts, bootstrap, data, experiment, pretrained, record
+from hypotheses import allocator, attempts, bootstrap, data, experiment, pretrained, record, stopping
+from hypotheses.checkpoint import Checkpoints
 from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
 from hypotheses.metrics import METRICS
@@ -58,32 +59,46 @@ def run(config: Config) -> record.Record | None:
     if threads := config["hardware"]["threads"]:
         torch.set_num_threads(threads)
     folder = Path(config["paths"]["outputs"], address)
-    with contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
+    identity, device = record.identity(config, images.fingerprint, digest), device_name(config)
+    provenance = record.provenance(config, device)  # now, since the files may change while it trains
+    made_by = {key: provenance[key] for key in ("code", "packages", "kernels")} | {"processes": world_size()}
+    with stopping.handled(), contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
         if main_process:
             held.enter_context(only_one(folder))
             attempt.enter_context(attempts.noted(Path(config["paths"]["results"]), address))
-        started = time.monotonic()
+        checkpoints = Checkpoints(
+            folder, identity, made_by, device, config["hardware"]["checkpoint_seconds"], config["resume"], main_process
+        )
+        if (found := checkpoints.find()) and main_process:
+            print(f"{address}: goes on from its checkpoint of step {found.step}")
         task = tasks.load(config["task"]["name"])
-        job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None))
+        job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None, checkpoints))
         task.train(job)
         metrics = task.evaluate(job)
         if not main_process:
             return None
         result: record.Record = {
             "address": address,
-            "identity": record.identity(config, images.fingerprint, digest),
+            "identity": identity,
             "config": {key: config[key] for key in record.IDENTITY},
             "data_fingerprint": images.fingerprint,
             "metrics": metrics,
             "cost": network,
             "curve": task.curve(job),
-            "seconds": round(time.monotonic() - started, 1),
-            "provenance": record.provenance(config, device_name(config))
-            | {"pretrained": digest, "registered": registered, "peak_memory_bytes": peak_memory(config)},
+            "seconds": round(checkpoints.elapsed(), 1),
+            "provenance": provenance
+            | {
+                "pretrained": digest,
+                "registered": registered,
+                "peak_memory_bytes": peak_memory(config),
+                "resumed_at_steps": checkpoints.resumed(),
+                "device": ", then ".join(checkpoints.devices()),
+            },
         }
         target = record.path(config)
         result["provenance"]["predictions"] = bootstrap.write(bootstrap.path(target), task.predictions(job))
         record.write(target, result)
+        checkpoints.clear()
         attempt.close()
         try:
             record.write_aside(target.with_suffix(".jpg"), task.pictures(job))
@@ -255,6 +270,10 @@ def only_one(folder: Path, what: str = "run") -> Iterator[None]:
         yield
 
 
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+
+
 def peak_memory(config: Config) -> int:
     """The most bytes that this process has held: on a GPU what torch has allocated there, else its resident set."""
     import torch
@@ -269,7 +288,7 @@ def device_name(config: Config) -> str:
     """The GPUs or the processor, as a person would name them."""
     import torch
 
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = world_size()
     if config["hardware"]["accelerator"] != "cpu" and torch.cuda.is_available():
         return f"{processes} x {torch.cuda.get_device_name()}"
     with contextlib.suppress(OSError):
@@ -301,8 +320,11 @@ def main() -> None:
         try:
             compose_and_run()
         except KeyboardInterrupt:
-            print("interrupted: nothing was recorded; the same command runs it again", file=sys.stderr)
+            print("interrupted: nothing was recorded; the same command goes on with it", file=sys.stderr)
             sys.exit(130)
+        except stopping.Stopped as stopped:
+            print("stopped: nothing was recorded; the same command goes on with it", file=sys.stderr)
+            sys.exit(stopped.code)
 
 
 if __name__ == "__main__":

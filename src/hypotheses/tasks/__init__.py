@@ -18,19 +18,21 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
+from hypotheses.checkpoint import Checkpoints
 from hypotheses.config import Config
 from hypotheses.data import Images
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a task is given: the resolved config, the data, the folder for logs and checkpoints, and the file of weights that
-    the backbone starts from (None: from its seed)."""
+    """What a task is given: the resolved config, the data, the folder for logs, the file of weights that the backbone starts
+    from (None: from its seed), and the checkpoints, from whose `start` it goes on (None: none are written)."""
 
     config: Config
     images: Images
     folder: Path
     pretrained: str | None = None
+    checkpoints: Checkpoints | None = None
 
 
 def load(name: str) -> ModuleType:

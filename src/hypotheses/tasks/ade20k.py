@@ -31,7 +31,7 @@ def build(run: Run) -> Job:
         METAINFO: ClassVar = {"classes": SEGMENTS, "palette": [dense.color(k) for k in range(len(SEGMENTS))]}
 
     datasets = (ADE20KDataset, Scenes)
-    return dense.build(run, dense.Setup("mmseg", config(run), datasets, IoUMetric, keep, draw, epochs=False))
+    return dense.build(run, dense.Setup("mmseg", config(run), datasets, IoUMetric, keep, draw, None))
 
 
 def model(run_config: Config, **arguments: Any) -> Any:

@@ -26,10 +26,11 @@ SHOWN = 0.5  # score from which on a detection is drawn
 
 def build(run: Run) -> Job:
     openmmlab.library("mmdet")
-    from mmdet.datasets import CocoDataset
+    from mmdet.datasets import AspectRatioBatchSampler, CocoDataset
     from mmdet.evaluation import CocoMetric
 
-    return dense.build(run, dense.Setup("mmdet", config(run), (CocoDataset,), CocoMetric, keep, draw, epochs=True))
+    parts = (CocoDataset,), CocoMetric, keep, draw, AspectRatioBatchSampler
+    return dense.build(run, dense.Setup("mmdet", config(run), *parts))
 
 
 def model(run_config: Config, **arguments: Any) -> Any:

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import math
 import os
 import random
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import torch
 from torch import nn
 from torch.utils.data import Sampler
 
+from hypotheses import stopping
+from hypotheses.checkpoint import Checkpoints
 from hypotheses.config import Config
 from hypotheses.errors import UserError
 from hypotheses.progress import Progress
@@ -33,10 +37,16 @@ class EpochSampler(Sampler[Key]):
     """
 
     def __init__(self, images: int, batch: int | None, seed: int):
-        self.images, self.batch, self.seed, self.epoch = images, batch, seed, 0
+        self.images, self.batch, self.seed, self.epoch, self.first = images, batch, seed, 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch  # Lightning calls this before each epoch
+
+    def skip(self, images: int) -> None:
+        """Leave out that many of this process's images, whole epochs of them too, when it is next iterated: to go on in the middle
+        of a training."""
+        epochs, self.first = divmod(images, len(self))
+        self.epoch += epochs
 
     def __len__(self) -> int:
         whole = self.images - self.images % self.batch if self.batch else self.images
@@ -47,7 +57,8 @@ class EpochSampler(Sampler[Key]):
         if self.batch:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
             order = order[: self.images - self.images % self.batch]
-        return ((self.epoch, int(i)) for i in order[rank() :: world_size()])
+        first, self.first = self.first, 0
+        return ((self.epoch, int(i)) for i in order[rank() :: world_size()][first:])
 
 
 @contextlib.contextmanager
@@ -114,11 +125,67 @@ def save_weights(model: nn.Module, folder: Path) -> None:
     write_aside(folder / "weights.pt", content.getvalue())
 
 
-def start_progress(run: Run, steps: int) -> Progress:
-    """The progress of a training, named after what is trained."""
+def start_progress(run: Run, steps: int, rows: Sequence[Mapping[str, float]]) -> Progress:
+    """The progress of a training, named after what is trained; `rows` of what was done before a checkpoint."""
     config = run.config
     name = f"{config['task']['name']} {config['backbone']['name']} seed {config['seed']}"
-    return Progress(run.folder, name, steps)
+    start = run.checkpoints.start if run.checkpoints else None
+    return Progress(run.folder, name, steps, *((start.step, start.seconds) if start else (0, 0.0)), rows)
+
+
+def of_all_processes(mine: Any) -> list[Any]:
+    """By rank; every process calls it and gets them all."""
+    every: list[Any] = [mine] * world_size()
+    if len(every) > 1:
+        torch.distributed.all_gather_object(every, mine)
+    return every
+
+
+def random_state() -> dict[str, Any]:
+    """The states of this process's global generators, as a checkpoint can keep them."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the generators of this process back to what `random_state` has found."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def agreed(wish: bool) -> bool:
+    """Whether any process of the run wishes it; asked by all of them at the same place."""
+    if world_size() == 1:
+        return wish
+    answer = torch.tensor([wish], dtype=torch.uint8)
+    torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX, group=host_group())
+    return bool(answer.item())
+
+
+def checkpoint_if_due(checkpoints: Checkpoints, step: int, save: Callable[[Path], None]) -> None:
+    """Write a checkpoint if it is time, and stop if that was asked for; asked by every process after the same step."""
+    if agreed(checkpoints.due()):
+        checkpoints.write(step, save)
+        if agreed(stopping.requested()):
+            raise stopping.Stopped(stopping.State.number or signal.SIGTERM)
+
+
+@functools.cache
+def host_group() -> Any:
+    """The processes of a run, talking over the CPU, so that no GPU is waited for."""
+    if torch.distributed.get_backend() == "gloo":
+        return None  # the default group
+    return torch.distributed.new_group(backend="gloo")
 
 
 def evaluation_bar(config: Config, batches: int) -> Any:

@@ -11,7 +11,9 @@ import colorsys
 import copy
 import dataclasses
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,13 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.device import utils as device
 from mmengine.hooks import Hook
-from mmengine.registry import DATA_SAMPLERS, DATASETS, METRICS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
-from mmengine.runner import Runner
+from mmengine.registry import DATA_SAMPLERS, DATASETS, LOOPS, METRICS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hypotheses import stopping
 from hypotheses.backbones import weights
 from hypotheses.config import Config
 from hypotheses.errors import UserError
@@ -35,10 +38,14 @@ from hypotheses.tasks import Run
 from hypotheses.tasks.common import (
     EpochSampler,
     check_finite,
+    checkpoint_if_due,
     divide,
     evaluation_bar,
     keyed_random,
+    of_all_processes,
+    random_state,
     rank,
+    restore_random_state,
     save_weights,
     start_progress,
     workers,
@@ -58,7 +65,7 @@ class Setup:
     metric      the class of the config's evaluator
     keep        that evaluator, after a validation, with `kept`, what it was given -> arrays of bootstrap.py
     draw        (image (3, H, W) uint8, data sample, whether its prediction or else its annotation, class names) -> an image
-    epochs      whether the schedule counts epochs; else iterations"""
+    batches     the class of the config's batch sampler where the schedule counts epochs; None where it counts iterations"""
 
     library: str
     config: Any
@@ -66,7 +73,7 @@ class Setup:
     metric: type
     keep: Callable[[Any], dict[str, np.ndarray]]
     draw: Callable[[Tensor, Any, bool, list[str]], Tensor]
-    epochs: bool
+    batches: type | None
 
 
 @dataclasses.dataclass
@@ -111,7 +118,12 @@ def build(run: Run, setup: Setup) -> Job:
         loader.dataset.seed = config["seed"]
         loader.batch_size = 1
     cfg.train_dataloader.batch_size = share.images
-    cfg.train_dataloader.sampler |= {"batch": recipe["batch_size"], "endless": not setup.epochs}
+    cfg.train_dataloader.sampler |= {"batch": recipe["batch_size"], "endless": not setup.batches}
+    if setup.batches:
+        cfg.train_cfg.type = "EpochLoop"
+        name = f"Skipping{setup.batches.__name__}"
+        DATA_SAMPLERS.register_module(name=name, module=type(name, (Skipping, setup.batches), {}), force=True)
+        cfg.train_dataloader.batch_sampler.type = name
     cfg.optim_wrapper = {
         "type": "OptimWrapper" if recipe["precision"] == "32-true" else "AmpOptimWrapper",
         "constructor": "AdamWOfRecipe",
@@ -152,7 +164,10 @@ def build(run: Run, setup: Setup) -> Job:
         except (TypeError, AssertionError, KeyError) as error:  # what the library says of a model it cannot build
             raise UserError(f"recipe.model does not fit {setup.library}: {error}") from error
         try:
-            batches = len(runner.train_dataloader) if training else 1
+            loaders = [runner.train_dataloader, runner.val_dataloader] if training else [runner.val_dataloader]
+            for loader in loaders:  # else each new iterator draws from the generator of dropout and of the proposals
+                loader.generator = torch.Generator()
+            batches = len(loaders[0])
             check_classes(run, runner.val_dataloader.dataset, setup)
         except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:  # of what it reads
             raise UserError(
@@ -251,6 +266,33 @@ def enlarged(image: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
 # ---- what is ours in mmengine's registries ---------------------------------------------------------------------------
 
 
+@LOOPS.register_module()
+class EpochLoop(EpochBasedTrainLoop):
+    """mmengine's, that can also begin in the middle of an epoch: as many batches are left out as are done of it."""
+
+    def run_epoch(self) -> None:
+        done = self._iter - self._epoch * len(self.dataloader)
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        batches: Any = self.dataloader.batch_sampler
+        batches.skip = done
+        for number, batch in enumerate(self.dataloader, done):
+            self.run_iter(number, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+
+class Skipping:
+    """A batch sampler that can leave out its first batches, once: a mixin in front of its class. Theirs put images of like shape
+    together, so the batches are made and dropped; no image is read for them."""
+
+    skip = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        skip, self.skip = self.skip, 0
+        return itertools.islice(super().__iter__(), skip, None)  # type: ignore[misc]
+
+
 @DATA_SAMPLERS.register_module()
 class KeyedSampler(EpochSampler):
     """`EpochSampler` for mmengine, whose samplers yield whole numbers: epoch * images + index, which `Keyed` reads.
@@ -335,11 +377,16 @@ class AdamWOfRecipe:
 
 
 class Report(Hook):
-    """Keeps the curve, with the loss of the main process's share of the batches, and the latest metrics, and on the main process
-    tells `Progress` what happens. The loss, which waits for the device, is read only when a heartbeat is due."""
+    """Keeps the curve, with the loss of the main process's share of the batches, and the latest metrics, writes the checkpoints,
+    and on the main process tells `Progress` what happens. The loss, which waits for the device, is read only when a heartbeat is
+    due.
+
+    A checkpoint is ours: mmengine's has no states of the generators, and is not read again by the torch of today. It is written
+    between two steps, never between a step and its validation or the end of its epoch."""
 
     def __init__(self, run: Run, steps: int):
         self.run, self.steps, self.step = run, steps, 0
+        self.random: Any = None  # state of the generators, to be restored before the next step
         self.curve: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
         self.losses: list[Tensor] = []
@@ -347,12 +394,51 @@ class Report(Hook):
         self.bar: Any = None  # of an evaluation
 
     def before_train(self, runner: Any) -> None:
+        start = self.run.checkpoints.start if self.run.checkpoints else None
+        rows = self.go_on(runner, start.file) if start else []
         if rank() == 0:
-            self.progress = start_progress(self.run, self.steps)
+            self.progress = start_progress(self.run, self.steps, rows)
         else:  # stochastic depth, dropout and samples of proposals of its own, as in classification
             seed = self.run.config["seed"] + 1_000_003 * rank()
             torch.manual_seed(seed)
             np.random.seed(seed % 2**32)
+
+    def go_on(self, runner: Any, file: Path) -> list[dict[str, float]]:
+        """Put everything back to what it was when a checkpoint was written; the rows of the progress until there."""
+        kept = torch.load(file, map_location="cpu", weights_only=True)
+        unwrapped(runner.model).load_state_dict(kept["model"])
+        runner.optim_wrapper.load_state_dict(kept["optimizer"])
+        for scheduler, state in zip(runner.param_schedulers, kept["schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+        loop, self.step, self.curve = runner.train_loop, kept["step"], kept["curve"]
+        loop._iter, loop._epoch = kept["step"], kept["epoch"]
+        mine, place = kept["processes"][rank()], next(runner.model.parameters()).device
+        self.random, self.losses = mine["random"], [loss.to(place) for loss in mine["losses"]]
+        return kept["rows"]
+
+    def save(self, runner: Any, file: Path) -> None:
+        losses = [loss.cpu() for loss in self.losses]
+        every = of_all_processes({"random": random_state(), "losses": losses})
+        if rank():
+            return
+        kept = {
+            "step": self.step,
+            "epoch": runner.train_loop.epoch,
+            "model": unwrapped(runner.model).state_dict(),
+            "optimizer": runner.optim_wrapper.state_dict(),
+            "schedulers": [scheduler.state_dict() for scheduler in runner.param_schedulers],
+            "processes": every,
+            "curve": self.curve,
+            "rows": self.progress.kept if self.progress else [],
+        }
+        with open(file, "wb") as target:
+            torch.save(kept, target)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        stopping.wait_for_step(self.run.checkpoints is not None)
+        if self.random:
+            restore_random_state(self.random)
+            self.random = None
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         loss = outputs["loss"].detach()
@@ -364,6 +450,12 @@ class Report(Hook):
             if self.progress.due():
                 check_finite(loss.item(), f"at step {self.step}")
                 self.progress.show(loss=loss.item())
+        loop = runner.train_loop
+        until = len(runner.train_dataloader) if isinstance(loop, EpochLoop) else loop.val_interval
+        if self.step % until == 0 or self.step == self.steps:
+            stopping.wait_for_step(False)
+        elif self.run.checkpoints:
+            checkpoint_if_due(self.run.checkpoints, self.step, lambda file: self.save(runner, file))
 
     def before_test_epoch(self, runner: Any) -> None:
         self.collect_here(runner.test_loop)

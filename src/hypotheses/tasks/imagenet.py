@@ -11,22 +11,19 @@ import io
 import logging
 import math
 import os
-import signal
-import sys
 import warnings
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from hypotheses import backbones
+from hypotheses import backbones, stopping
 from hypotheses.backbones import weights
 from hypotheses.config import Config
 from hypotheses.data.folder import list_images
@@ -37,16 +34,21 @@ from hypotheses.tasks.common import (
     EpochSampler,
     Key,
     check_finite,
+    checkpoint_if_due,
     divide,
     evaluation_bar,
     keyed_random,
+    of_all_processes,
+    random_state,
     rank,
+    restore_random_state,
     save_weights,
     start_progress,
     workers,
     world_size,
 )
 
+MEAN = ("mean_value", "weight")  # what torchmetrics' MeanMetric is made of
 PICTURES, TILE = 10, 96  # how many validation images are shown of a run, and their height in pixels
 
 
@@ -117,10 +119,20 @@ def train(job: Job) -> None:
     """Train to the end of the schedule. Raises FloatingPointError where the loss is no longer a number."""
     # stochastic depth and dropout, of their own on every process
     L.seed_everything(job.run.config["seed"] + 1_000_003 * rank(), verbose=False)
+    start = job.run.checkpoints.start if job.run.checkpoints else None
+    if start and job.train_loader:
+        done = start.step * job.trainer.accumulate_grad_batches * int(job.train_loader.batch_size or 1)
+        job.train_loader.sampler.skip(done)  # type: ignore[attr-defined]
     try:
-        job.trainer.fit(job.module, job.train_loader, job.val_loader)
-    except SIGTERMException:  # Lightning would end the process as if all were well
-        sys.exit(128 + signal.SIGTERM)
+        job.trainer.fit(
+            job.module,
+            job.train_loader,
+            job.val_loader,
+            ckpt_path=str(start.file) if start else None,
+            weights_only=True,
+        )
+    except stopping.Stopped:
+        raise
     except SystemExit:  # what it makes of Ctrl-C
         raise KeyboardInterrupt from None
     if job.trainer.is_global_zero:
@@ -131,6 +143,8 @@ def evaluate(job: Job) -> dict[str, float]:
     """top1_percent, top5_percent and loss (nats) over the whole validation split, and its number of images."""
     try:
         job.trainer.validate(job.module, job.val_loader, verbose=False)
+    except stopping.Stopped:
+        raise
     except SystemExit:  # what it makes of Ctrl-C
         raise KeyboardInterrupt from None
     return job.module.metrics | {"val_images": len(job.val_loader.dataset)}  # type: ignore[arg-type]
@@ -278,38 +292,66 @@ class Classification(L.LightningModule):
 
 def in_order(mine: np.ndarray) -> np.ndarray:
     """What each process has of every `world`-th image (..., share) -> that of all images in their order."""
-    if (world := world_size()) == 1:
-        return mine
-    parts: list[Any] = [None] * world
-    torch.distributed.all_gather_object(parts, mine)
+    parts = of_all_processes(mine)
     whole = np.empty((*mine.shape[:-1], sum(part.shape[-1] for part in parts)), mine.dtype)
     for number, part in enumerate(parts):
-        whole[..., number::world] = part
+        whole[..., number :: len(parts)] = part
     return whole
 
 
 class Report(L.Callback):
-    """Keeps the curve, and on the main process tells `Progress` what happens. The loss, which waits for the device, is
-    read only when a heartbeat is due."""
+    """Keeps the curve, writes the checkpoints, and on the main process tells `Progress` what happens. The loss, which waits for
+    the device, is read only when a heartbeat is due.
+
+    A checkpoint is Lightning's own, with what it lacks: the states of the generators, the loss since the last validation and
+    the curve. It is written between two steps of an epoch, never between an epoch's last step and its validation."""
 
     def __init__(self, run: Run, steps: int):
         self.run, self.steps, self.step = run, steps, 0
         self.curve: list[dict[str, float]] = []
+        self.rows: list[dict[str, float]] = []  # of the progress until a checkpoint
         self.progress: Progress | None = None
+        self.random: Any = None  # state of the generators, to be restored before the next step
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        mean = {name: getattr(module.train_loss, name).cpu() for name in MEAN}
+        checkpoint["hypotheses"] = {
+            "processes": of_all_processes({"random": random_state(), "train_loss": mean}),
+            "curve": self.curve,
+            "rows": self.progress.kept if self.progress else [],
+        }
+
+    def on_load_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        kept = checkpoint["hypotheses"]
+        self.curve, self.rows, self.step = kept["curve"], kept["rows"], checkpoint["global_step"]
+        self.random, mean = (kept["processes"][rank()][name] for name in ("random", "train_loss"))
+        for name in MEAN:
+            setattr(module.train_loss, name, mean[name].to(module.device))
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.is_global_zero:
-            self.progress = start_progress(self.run, self.steps)
+            self.progress = start_progress(self.run, self.steps, self.rows)
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        stopping.wait_for_step(self.run.checkpoints is not None)
+        if self.random:
+            restore_random_state(self.random)
+            self.random = None
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not self.progress or trainer.global_step == self.step:  # an optimiser step can take several batches
+        if trainer.global_step == self.step:  # an optimiser step can take several batches
             return
         self.step = trainer.global_step
-        self.progress.advance()
-        if self.progress.due():
-            loss = outputs["loss"].item() * trainer.accumulate_grad_batches
-            check_finite(loss, f"at step {self.step}")
-            self.progress.show(loss=loss)
+        if self.progress:
+            self.progress.advance()
+            if self.progress.due():
+                loss = outputs["loss"].item() * trainer.accumulate_grad_batches
+                check_finite(loss, f"at step {self.step}")
+                self.progress.show(loss=loss)
+        if batch_idx + 1 == trainer.num_training_batches:
+            stopping.wait_for_step(False)
+        elif self.run.checkpoints:
+            checkpoint_if_due(self.run.checkpoints, self.step, trainer.save_checkpoint)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         row = {"epoch": trainer.current_epoch + 1, "train_loss": module.mean_train_loss()}
@@ -407,6 +449,7 @@ def loader(run: Run, split: str, batch: int) -> DataLoader:
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=as_it_is,
+        generator=torch.Generator(),  # else each new iterator draws from the generator of dropout and stochastic depth
     )
 
 

@@ -1,0 +1,80 @@
+"""Being asked to stop: Ctrl-C, SIGTERM, or SIGUSR1, which a cluster sends before it takes a machine away.
+
+In the middle of training the request waits for the end of the step, where a checkpoint is written. Anywhere else it ends the
+process at once, and so does a second one.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(SystemExit):
+    """Raised where a request to stop is met. Its code is what a shell says of the signal: 130, 143 or 138."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+
+
+class State:
+    number: int | None = None  # of the signal that asks
+    waits: bool = False  # whether a step is under way, whose end will ask
+
+
+def requested() -> bool:
+    return State.number is not None
+
+
+def end_step() -> None:
+    """Stop here if it was asked for. Raises Stopped."""
+    if State.number is not None:
+        raise Stopped(State.number)
+
+
+def wait_for_step(waits: bool) -> None:
+    """From now on a request waits for `end_step`, or no longer does."""
+    if not waits:
+        State.waits = False
+        end_step()
+    elif not State.waits:
+        State.waits = True
+        install()  # a library may have put its own handlers there
+
+
+def install() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, handle)
+
+
+def handle(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGUSR1 and not State.waits:
+        State.number = number  # a warning ahead of time: the next step meets it
+        return
+    if State.waits and State.number is None:
+        State.number = number
+        os.write(2, b"\nstopping at the end of this step, with a checkpoint; again to stop at once\n")
+        return
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Stopped(number)
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Inside, the signals are met as said above."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    State.number, State.waits = None, False
+    install()
+    try:
+        yield
+    finally:
+        State.number, State.waits = None, False
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,329 @@
+"""A killed run goes on from its checkpoint, and ends with the same bits as one that was never killed."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hypotheses import checkpoint, record
+from hypotheses.config import compose
+from hypotheses.errors import UserError
+from hypotheses.run import run
+
+# stochastic depth, dropout and samples of proposals: what draws random numbers in training
+RUNS = {
+    "imagenet": [
+        "scale=smoke", "recipe.data.train_images=64", "recipe.batch_size=8", "recipe.epochs=3", "recipe.drop_path=0.3",
+    ],
+    "coco": ["scale=demo", "tag=short", "recipe.data.train_images=24", "recipe.data.val_images=4", "recipe.batch_size=4",
+        "recipe.epochs=3", "recipe.schedule={warmup_steps: 4, milestones: [2]}", "recipe.drop_path=0.3",],
+    "ade20k": [
+        "scale=demo", "tag=short", "recipe.data.train_images=24", "recipe.data.val_images=4", "recipe.batch_size=4",
+        "recipe.steps=16", "recipe.validate_every=6", "recipe.schedule={warmup_steps: 4}", "recipe.drop_path=0.3",
+    ],
+}  # fmt: skip
+
+
+def asked(task: str, folder: Path, data: Path, *more: str) -> Any:
+    return compose(
+        [
+            f"task={task}", "hardware=cpu", "hardware.threads=1", "hardware.checkpoint_seconds=0", *RUNS[task],
+            f"paths.data={data}", f"paths.outputs={folder / 'outputs'}", f"paths.results={folder / 'results'}", *more,
+        ]
+    )  # fmt: skip
+
+
+def start(config: Any, log: Path) -> int:
+    """A run in a process of its own, whose imports are those of this one; its number."""
+    if (child := os.fork()) == 0:
+        try:
+            os.setsid()
+            with open(log, "a") as output:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            run(config)
+            sys.stdout.flush()
+            os._exit(0)
+        except SystemExit as error:
+            os._exit(int(error.code or 0))
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return child
+
+
+def end(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def left(config: Any) -> dict[str, Any]:
+    """What a finished run has left that must not depend on how it came to its end."""
+    found = record.read(record.path(config))
+    folder = Path(config["paths"]["outputs"], found["address"])
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "weights": torch.load(folder / "weights.pt", weights_only=True),
+        "metrics": found["metrics"],
+        "curve": found["curve"],
+        "predictions": found["provenance"]["predictions"],
+        "rows": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
+    }
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    for name, tensor in a.pop("weights").items():
+        assert torch.equal(tensor, b["weights"][name]), name
+    del b["weights"]
+    assert a == b
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What a run leaves, and how long it takes, by task and workers; and the data that all of a task share."""
+    known: dict[Any, Any] = {}
+
+    def find(task: str, *more: str) -> tuple[dict[str, Any], float, Path]:
+        if (task, more) not in known:
+            folder = tmp_path_factory.mktemp(task)
+            data = known.setdefault(task, folder / "data")
+            config = asked(task, folder, data, *more)
+            begun = time.monotonic()
+            assert end(start(config, folder / "log.txt")) == 0, (folder / "log.txt").read_text()
+            known[task, more] = left(config), time.monotonic() - begun, data
+        whole, seconds, data = known[task, more]
+        return dict(whole), seconds, data
+
+    return find
+
+
+def killed_at_random(task: str, kills: int, folder: Path, uninterrupted: Any, *more: str) -> list[int]:
+    """Kill runs until it was done so often, letting each come to its end in between; the steps at which they went on."""
+    whole, seconds, data = uninterrupted(task, *more)
+    rng, resumed, done, number = random.Random(task), [], 0, 0
+    while done < kills:
+        place = folder / str(number)
+        place.mkdir()
+        config, log = asked(task, place, data, *more), place / "log.txt"
+        while True:
+            child = start(config, log)
+            if done < kills:
+                time.sleep(rng.uniform(0, seconds))
+                os.killpg(child, signal.SIGKILL)
+            code = end(child)
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL, log.read_text()
+            done += 1
+        whole = uninterrupted(task, *more)[0]
+        same(left(config), whole)
+        resumed += record.read(record.path(config))["provenance"]["resumed_at_steps"]
+        assert not (place / "outputs" / record.address(config) / "checkpoints").exists()
+        number += 1
+    return resumed
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_a_run_killed_three_times_ends_with_the_same_bits(task, tmp_path, uninterrupted):
+    killed_at_random(task, 3, tmp_path, uninterrupted, "hardware.workers=0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("task", RUNS)
+def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(task, workers, tmp_path, uninterrupted):
+    """In a step, in a validation, while a checkpoint is written, between epochs: wherever it happens to be."""
+    resumed = killed_at_random(task, 20, tmp_path, uninterrupted, f"hardware.workers={workers}")
+    assert len(set(resumed)) > 3  # the kills were spread over the runs
+
+
+@pytest.mark.parametrize("task", RUNS)
+def test_workers_change_no_bit(task, uninterrupted):
+    """Neither the order, nor the augmentation, nor what is drawn in training depends on who loads the images."""
+    same(uninterrupted(task, "hardware.workers=0")[0], uninterrupted(task, "hardware.workers=2")[0])
+
+
+def killed_in(config: Any, log: Path, monkeypatch: Any, moment: str) -> None:
+    """A run that is killed at its checkpoint of step 5."""
+
+    def die(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    keep = checkpoint.Checkpoints.keep
+
+    def dying(self: checkpoint.Checkpoints, partial: Path, target: Path, step: int) -> None:
+        if step == 5 and moment == "in the middle of the file":
+            os.truncate(partial, 1000)
+            die()
+        if step == 5 and moment == "before the rename":
+            monkeypatch.setattr(checkpoint.os, "replace", die)
+        if step == 5 and moment == "before the index":
+            monkeypatch.setattr(checkpoint, "write_aside", die)
+        keep(self, partial, target, step)
+        if step == 5:
+            die()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.Checkpoints, "keep", dying)
+        assert end(start(config, log)) == -signal.SIGKILL, log.read_text()
+
+
+@pytest.fixture
+def stopped(tmp_path, uninterrupted, monkeypatch):
+    """A run of classification that was killed after step 5: its config, its checkpoints, and what it should leave."""
+    whole, _, data = uninterrupted("imagenet", "hardware.workers=0")
+    config = asked("imagenet", tmp_path, data, "hardware.workers=0")
+    folder = tmp_path / "outputs" / record.address(config) / "checkpoints"
+    killed_in(config, tmp_path / "log.txt", monkeypatch, "after it")
+    return config, folder, whole
+
+
+def test_two_checkpoints_are_kept_and_none_after_the_record(stopped, capsys):
+    config, folder, whole = stopped
+    entries = checkpoint.listed(folder)
+    assert [entry["step"] for entry in entries] == [5, 4]
+    assert {file.name for file in folder.iterdir()} == {"step_5.pt", "step_4.pt", "index.json"}
+    made = run(config)
+    assert "goes on from its checkpoint of step 5" in capsys.readouterr().out
+    assert made and made["provenance"]["resumed_at_steps"] == [5]
+    same(left(config), whole)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, stopped, capsys):
+    config, folder, whole = stopped
+    newest, before = checkpoint.listed(folder)
+    file = folder / newest["file"]
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        middle = len(content) // 2
+        file.write_bytes(
+            content[:middle] if damage == "cut" else content[:middle] + b"\0" * 64 + content[middle + 64 :]
+        )
+    made = run(config)
+    assert f"warning: {file} is not whole: it is passed over for an earlier one" in capsys.readouterr().err
+    assert made and made["provenance"]["resumed_at_steps"] == [before["step"]]
+    same(left(config), whole)
+
+
+@pytest.mark.parametrize("content", ["", '[{"file', "{}", "[5]", '[{"file": "x"}]'])
+def test_an_index_that_cannot_be_read_means_to_begin_anew(content, stopped):
+    config, folder, whole = stopped
+    (folder / "index.json").write_text(content)
+    made = run(config)
+    assert made and made["provenance"]["resumed_at_steps"] == []
+    same(left(config), whole)
+
+
+@pytest.mark.parametrize(("key", "value"), [("code", "other"), ("packages", {"torch": "1"}), ("kernels", {})])
+def test_a_checkpoint_by_other_code_waits_for_the_user_s_word(key, value, stopped, capsys):
+    config, folder, whole = stopped
+    entries = checkpoint.listed(folder)
+    for entry in entries:
+        entry["made_by"] = entry["made_by"] | {key: value}
+    (folder / "index.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=rf"was written by another {key}.*resume=any .* resume=never begins anew"):
+        run(config)
+    assert checkpoint.listed(folder) == entries
+    made = run(config | {"resume": "any"})
+    assert made and made["provenance"]["resumed_at_steps"] == [entries[0]["step"]]
+    same(left(config), whole)
+
+
+def test_resume_never_begins_anew(stopped):
+    config, _, whole = stopped
+    made = run(config | {"resume": "never"})
+    assert made and made["provenance"]["resumed_at_steps"] == []
+    same(left(config), whole)
+
+
+def test_another_configuration_at_the_same_address_begins_anew(stopped, tmp_path):
+    config, _, _ = stopped
+    recipe = config["recipe"] | {"optimizer": config["recipe"]["optimizer"] | {"lr": 1e-4}}
+    made = run(config | {"recipe": recipe})
+    assert made and made["provenance"]["resumed_at_steps"] == []
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "before the index", "in the middle of the file"])
+def test_killed_while_a_checkpoint_is_written(moment, tmp_path, uninterrupted, monkeypatch):
+    whole, _, data = uninterrupted("imagenet", "hardware.workers=0")
+    config = asked("imagenet", tmp_path, data, "hardware.workers=0")
+    killed_in(config, tmp_path / "log.txt", monkeypatch, moment)
+    made = run(config)
+    assert made and made["provenance"]["resumed_at_steps"] == [4]
+    same(left(config), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("task", RUNS)
+def test_a_request_to_stop_leaves_a_checkpoint_of_the_step(task, number, tmp_path, uninterrupted, monkeypatch):
+    """With checkpoints far apart, so that it is the request that leaves one."""
+    whole, _, data = uninterrupted(task, "hardware.workers=0")
+    config = asked(task, tmp_path, data, "hardware.workers=0", "hardware.checkpoint_seconds=1000")
+    due, asks = checkpoint.Checkpoints.due, iter(range(1, 100))
+
+    def asked_to_stop(self: checkpoint.Checkpoints) -> bool:
+        if next(asks) == 4:
+            os.kill(os.getpid(), number)
+        return due(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.Checkpoints, "due", asked_to_stop)
+        code, log = end(start(config, tmp_path / "log.txt")), (tmp_path / "log.txt").read_text()
+    assert code == 128 + number and "stopping at the end of this step, with a checkpoint" in log
+    made = run(config)
+    assert made and made["provenance"]["resumed_at_steps"] == [4]
+    same(left(config), whole)
+
+
+def test_seconds_are_those_of_all_attempts(stopped):
+    config, folder, _ = stopped
+    entries = checkpoint.listed(folder)
+    entries[0]["seconds"] = 1000.0
+    (folder / "index.json").write_text(json.dumps(entries))
+    made = run(config)
+    assert made and 1000 < made["seconds"] < 1100
+
+
+def test_a_disk_that_is_full_for_checkpoints_ends_no_run(tmp_path, capsys):
+    checkpoints = checkpoint.Checkpoints(tmp_path, "me", {}, "1 x CPU", 0.0)
+
+    def full(file: Path) -> None:
+        file.write_bytes(b"some")
+        raise OSError(28, "No space left on device")
+
+    checkpoints.write(1, lambda file: file.write_bytes(b"one") and None)
+    for step in (2, 3):
+        checkpoints.write(step, full)
+    assert capsys.readouterr().err.count("warning: no checkpoint is written") == 1
+    assert [e["step"] for e in checkpoint.listed(tmp_path / "checkpoints")] == [1]
+    assert {f.name for f in (tmp_path / "checkpoints").iterdir()} == {"step_1.pt", "index.json"}
+
+
+def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
+    """The pause follows what the last one has cost."""
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    checkpoints = checkpoint.Checkpoints(tmp_path, "me", {}, "1 x CPU", 30.0)
+
+    def save(file: Path) -> None:
+        file.write_bytes(b"x")
+        clock[0] += 3.0
+
+    due = []
+    for second in range(1, 400):
+        clock[0] += 1.0
+        if checkpoints.due():
+            due.append(second)
+            checkpoints.write(second, save)
+    assert due == [30, 180, 330]  # at first after 30 seconds, then 3 / 0.02

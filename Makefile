@@ -12,10 +12,11 @@ TASK ?=
 SEEDS ?=
 ARMS ?=
 JOBS ?=
+STALE ?=
 ARGS ?=
 
 # a mistyped option would otherwise run another job than the one asked for
-OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS ARGS PYTHON
+OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS STALE ARGS PYTHON
 UNKNOWN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v))))
 ifneq ($(UNKNOWN),)
 $(error unknown option $(UNKNOWN): the options are $(OPTIONS); Hydra's go into ARGS="$(firstword $(UNKNOWN))=...")
@@ -24,13 +25,13 @@ endif
 help:  ## Show this list
 	@echo "The controlled test of MambaOut's two hypotheses. Targets:"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
-	@echo "Options: HYP=1  SCALE=demo|pilot|paper  TASK=coco  SEEDS=5|10|20  ARMS=all  JOBS=2  ARGS='hardware=cpu paths.data=FOLDER'"
+	@echo "Options: HYP=1  SCALE=demo|pilot|paper  TASK=coco  SEEDS=5|10|20  ARMS=all  JOBS=2  STALE=reuse|rerun  ARGS='hardware=cpu paths.data=FOLDER'"
 
 setup: .venv/ready  ## Make the environment in .venv (the other targets do it themselves)
 
 sweep: need-hyp .venv/ready  ## HYP=1, 2 or 3: train what is missing of a hypothesis, then judge it and write its report
 	@$(PY) -m hypotheses.sweep $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
-		$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+		$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(STALE),--stale $(STALE)) $(ARGS)
 
 report: no-sweep-options .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2 or 3 show that one
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
@@ -80,7 +81,7 @@ need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi
 
 no-sweep-options:
-	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
+	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)$(STALE)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
 
 # The stamp is written last, so an interrupted set-up goes on where it stopped (pip keeps what it has downloaded).
 .venv/ready: requirements.lock pyproject.toml

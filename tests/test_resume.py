@@ -130,7 +130,7 @@ def killed_at_random(task: str, kills: int, folder: Path, uninterrupted: Any, *m
     return resumed
 
 
-@pytest.mark.parametrize("task", RUNS)
+@pytest.mark.parametrize("task", ["imagenet", pytest.param("coco", marks=pytest.mark.slow), "ade20k"])
 def test_a_run_killed_three_times_ends_with_the_same_bits(task, tmp_path, uninterrupted):
     killed_at_random(task, 3, tmp_path, uninterrupted, "hardware.workers=0")
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hypotheses import failures
+
 RECORDED, INTERRUPTED, UNENDED = "recorded", "interrupted", "no end noted: killed, or still running"
 
 
@@ -29,9 +31,16 @@ def noted(results: Path, address: str) -> Iterator[None]:
     except BaseException as error:
         how = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
         with contextlib.suppress(OSError):  # a full disk is what ended it
-            add(file, ended=now(), how=INTERRUPTED if isinstance(error, KeyboardInterrupt | SystemExit) else how)
+            asked = isinstance(error, KeyboardInterrupt | SystemExit)
+            add(file, ended=now(), how=INTERRUPTED if asked else how, failure="" if asked else failures.of(error))
         raise
     add(file, ended=now(), how=RECORDED)
+
+
+def note_end(results: Path, address: str, how: str, failure: str) -> None:
+    """Note how the latest attempt ended, for a process that could not say so itself."""
+    if read(results, address)[-1:] == [UNENDED]:
+        add(path(results, address), ended=now(), how=how, failure=failure)
 
 
 def now() -> str:
@@ -48,7 +57,12 @@ def add(file: Path, **line: Any) -> None:
 
 def read(results: Path, address: str) -> list[str]:
     """How each attempt at a run has ended so far, in order."""
-    found: list[str] = []
+    return [how for how, _ in ends(results, address)]
+
+
+def ends(results: Path, address: str) -> list[tuple[str, str]]:
+    """How each attempt has ended, with the class of a failure as in failures.py."""
+    found: list[tuple[str, str]] = []
     with contextlib.suppress(FileNotFoundError):
         for text in path(results, address).read_text(errors="replace").splitlines():
             line: Any = None
@@ -57,7 +71,7 @@ def read(results: Path, address: str) -> list[str]:
             if not isinstance(line, dict):
                 continue
             if "begun" in line:
-                found.append(UNENDED)
+                found.append((UNENDED, ""))
             elif "how" in line and found:
-                found[-1] = str(line["how"])
+                found[-1] = str(line["how"]), str(line.get("failure", ""))
     return found

@@ -27,6 +27,7 @@ class Hardware:
     threads: int | None
     workers: int | None
     max_batch_per_device: int
+    hang_seconds: float
     checkpoint_seconds: float
 
 
@@ -229,7 +230,7 @@ def resolve(cfg: Any) -> Config:
     counts = ("num_classes", "batch_size", "validate_every", "epochs", "steps")
     checks = [(f"recipe.{k}", recipe[k], 1) for k in counts if k in recipe]
     checks += [(f"hardware.{k}", hardware[k], 1) for k in ("nodes", "max_batch_per_device", "threads")]
-    checks += [(f"hardware.{k}", hardware[k], 0) for k in ("workers", "checkpoint_seconds")]
+    checks += [(f"hardware.{k}", hardware[k], 0) for k in ("workers", "hang_seconds", "checkpoint_seconds")]
     checks += [(f"recipe.schedule.{k}", v, 0) for k, v in schedule.items() if k != "milestones"]
     checks += [(f"recipe.optimizer.{k}", optimizer[k], 0) for k in ("lr", "eps", "weight_decay")]
     for key in ("image_size", "resize", "crop"):

@@ -8,11 +8,16 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 
+BUSY = 75  # exit code where another process is at what was asked for
 CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
 
 class UserError(Exception):
     """Something that the user can put right; its text is one line and says how."""
+
+
+class BusyError(UserError):
+    """Another process is at it now. Exit code 75."""
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -23,18 +28,35 @@ def nearest(word: str, words: Iterable[str]) -> str:
     return f"{guess} Choose from: {', '.join(choices)}"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, torch's too, says that memory of the device or the machine was short."""
+    said = isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or said
+
+
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """Turn a UserError, or a full or read-only disk, into one line on stderr and exit code 2; divergence into code 1."""
+    """Turn a UserError, or a full or read-only disk, into one line on stderr and exit code 2; divergence and too little memory
+    into code 1."""
     try:
         yield
     except UserError as error:
         # a DataLoader's worker hands an error on with its own traceback as text, the error's line last
         text = str(error).strip().splitlines()[-1].split("UserError: ")[-1]
         print(f"error: {text}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BUSY if isinstance(error, BusyError) else 2)
     except FloatingPointError as error:
         print(f"error: training diverged: {error}; nothing was recorded", file=sys.stderr)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        first = " ".join(str(error).split())[:200] or type(error).__name__
+        print(
+            f"error: out of memory ({first}): make hardware.max_batch_per_device smaller, which leaves the batch of a step as it is, "
+            "or give the run a larger machine; nothing was recorded",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import hashlib
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -114,6 +114,15 @@ class Experiment:
         """(arm, seed) of every run of the positive control at a scale."""
         seeds = range(self.positive_control.seeds if self.positive_control else 0)
         return [(arm, seed) for seed in seeds for arm in self.memory_arms(scale)]
+
+
+def wanted(
+    hypothesis: Experiment, scale: str, seeds: int, arms: Iterable[str], tasks: Iterable[str]
+) -> list[tuple[str, str, int]]:
+    """(task, arm, seed) of every run of a sweep, in its order: first the positive control, then seed by seed."""
+    control = hypothesis.positive_control
+    found = [(control.task, *run) for run in hypothesis.memory_runs(scale)] if control else []
+    return found + [(task, arm, seed) for seed in range(seeds) for task in tasks for arm in arms]
 
 
 def config_of(scale: str, task: str, backbone: str, seed: int, overrides: list[str]) -> Config:

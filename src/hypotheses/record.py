@@ -5,6 +5,8 @@ Identity  a hash of what decides the result: task, backbone, scale, recipe, seed
           weights it starts from, if any; folders, workers and devices are not in it
 """
 
+import ast
+import functools
 import hashlib
 import json
 import os
@@ -194,15 +196,62 @@ def provenance(config: Config, device: str) -> dict[str, Any]:
 
 
 def code_fingerprint() -> str:
-    """A hash of the source that decides a run's result: equal code gives equal hashes, committed or not."""
+    """A hash of the source that decides a run's result: equal code gives equal hashes, committed or not. Of Python neither comments
+    nor docstrings nor layout count."""
     package = Path(__file__).parent
-    files = [package / "config.py", package / "run.py"]
+    files = [package / name for name in ("checkpoint.py", "config.py", "run.py", "stopping.py")]
     for part in ("backbones", "data", "tasks"):
         files += [f for f in (package / part).rglob("*") if f.suffix in (".py", ".cpp", ".h")]
     digest = hashlib.sha256()
     for file in sorted(files):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+        content = file.read_bytes()
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0")
+        digest.update(substance(content) if file.suffix == ".py" else content)
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def substance(source: bytes) -> bytes:
+    """What of a Python source is run; all of it where it cannot be parsed."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return source
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body[0] = ast.Pass()
+    return ast.dump(tree).encode()
+
+
+def stale(record: Record) -> list[str]:
+    """In what the code and software of a finished run differ from those of now; empty where they do not."""
+    then = record["provenance"]
+    found = (
+        [] if then["code"] == code_fingerprint() else [f"code (of commit {then['commit'][:9]}{'*' * then['dirty']})"]
+    )
+    for name, version in then["packages"].items():
+        try:
+            now = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            now = "not installed"
+        if version != now:
+            found.append(f"{name} {version}, now {now}")
+    return found
+
+
+def replace(results: Path, address: str) -> Path:
+    """Move a record, and what its run has left beside it, out of the way, to results/replaced/; where to."""
+    source = results / "records" / address
+    number = 1
+    while (folder := results / "replaced" / f"{address}_{number}").exists():
+        number += 1
+    folder.mkdir(parents=True)
+    for suffix in (".json", ".npz", ".jpg"):
+        if (file := source.parent / f"{source.name}{suffix}").exists():
+            os.replace(file, folder / file.name)
+    return folder
 
 
 def git(*args: str) -> str | None:

@@ -7,12 +7,13 @@ It knows no library, and of the hypotheses only what was registered when a run b
 """
 
 import contextlib
-import fcntl
+import faulthandler
 import json
 import os
 import re
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -22,12 +23,13 @@ from typing import Any
 
 import hydra
 
-from hypotheses import allocator, attempts, bootstrap, data, experiment, pretrained, record, stopping
+from hypotheses import allocator, attempts, bootstrap, claims, data, experiment, pretrained, record, stopping
 from hypotheses.checkpoint import Checkpoints
 from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
 from hypotheses.metrics import METRICS
 
+EXPECTED = "HYPOTHESES_IDENTITY"  # a sweep says by this variable which run it asked for
 NEEDED_BYTES = 200 * 2**20  # free space below which no run is started
 
 
@@ -62,9 +64,17 @@ def run(config: Config) -> record.Record | None:
     identity, device = record.identity(config, images.fingerprint, digest), device_name(config)
     provenance = record.provenance(config, device)  # now, since the files may change while it trains
     made_by = {key: provenance[key] for key in ("code", "packages", "kernels")} | {"processes": world_size()}
+    if os.environ.get(EXPECTED, identity) != identity:
+        raise UserError(
+            f"conf/ or the data were changed while the sweep ran: type the sweep's command again ({address})"
+        )
+    faulthandler.register(signal.SIGUSR2)  # on which a run that hangs says where
     with stopping.handled(), contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
+        claim = held.enter_context(claims.held(folder)) if main_process else None
+        if world_size() == 1 and (done := record.find(config, images.fingerprint, digest)):
+            return done  # made by whoever held it until now
         if main_process:
-            held.enter_context(only_one(folder))
+            (folder / "heartbeat.json").unlink(missing_ok=True)  # of an earlier attempt
             attempt.enter_context(attempts.noted(Path(config["paths"]["results"]), address))
         checkpoints = Checkpoints(
             folder, identity, made_by, device, config["hardware"]["checkpoint_seconds"], config["resume"], main_process
@@ -96,6 +106,8 @@ def run(config: Config) -> record.Record | None:
             },
         }
         target = record.path(config)
+        if claim:
+            claim.check()
         result["provenance"]["predictions"] = bootstrap.write(bootstrap.path(target), task.predictions(job))
         record.write(target, result)
         checkpoints.clear()
@@ -256,18 +268,6 @@ def launch(config: Config) -> None:
         raise UserError(f"recipe.batch_size={config['recipe']['batch_size']}: choose a multiple of {devices} devices")
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
     os.execv(sys.executable, [sys.executable, *command, "-m", "hypotheses.run", *sys.argv[1:]])
-
-
-@contextlib.contextmanager
-def only_one(folder: Path, what: str = "run") -> Iterator[None]:
-    """Hold a folder, so that two processes never do the same run or sweep at once. The system frees it when they die."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is at this {what} now; wait for it or stop it") from error
-        yield
 
 
 def world_size() -> int:

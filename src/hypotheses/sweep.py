@@ -7,9 +7,9 @@ others, and an interrupted sweep goes on when the same command is typed again. T
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
-import json
 import os
 import shlex
 import shutil
@@ -21,15 +21,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from hypotheses import data, experiment, pretrained, record, report
+from hypotheses import attempts, claims, data, experiment, failures, pretrained, record, report, standing
 from hypotheses.config import Config
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Experiment
-from hypotheses.run import check_space, only_one
+from hypotheses.run import EXPECTED, check_space
+from hypotheses.standing import RECORDED, STALE, cell, heartbeat
 
 POLL = 0.3  # seconds between looks at the children
 QUIET = 60.0  # seconds between status lines where there is no terminal to redraw
-GRACE = 30.0  # seconds that an interrupted child gets before it is killed
+GRACE = 30.0  # seconds that an interrupted child gets, for its checkpoint, before it is killed
+OTHERS = 5.0  # seconds between looks at what other sweeps do
+STALES = ("reuse", "rerun")
 
 
 @dataclasses.dataclass
@@ -41,6 +44,9 @@ class Child:
     log: Path
     slot: "Slot"
     started: float
+    ooms: int = 0  # processes that the machine had ended for memory when it was started
+    beat: dict = dataclasses.field(default_factory=dict)  # its latest heartbeat, and when that was seen
+    seen: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,132 +66,220 @@ def sweep(
     jobs: int | None,
     overrides: list[str],
     tasks: Iterable[str] | None = None,
+    stale: str | None = None,
 ) -> int:
     """Run what is missing, first of the positive control, then of all tasks of the hypothesis unless some are named; the exit code:
-    0 if every run is recorded, 1 if some failed. Raises UserError."""
-    control = hypothesis.positive_control
-    wanted = [(control.task, *run) for run in hypothesis.memory_runs(scale)] if control else []
-    wanted += [(task, arm, seed) for seed in range(seeds) for task in tasks or hypothesis.tasks for arm in arms]
+    0 if every run is recorded, 1 if some failed. Raises UserError, too where runs of other code are there and `stale` does not say
+    whether to reuse them or to run them again."""
+    wanted = experiment.wanted(hypothesis, scale, seeds, arms, tasks or hypothesis.tasks)
     configs = [experiment.config_of(scale, task, arm, seed, overrides) for task, arm, seed in wanted]
     check_space(configs[0])
-    with only_one(Path(configs[0]["paths"]["outputs"]), "sweep"):
-        return run_missing(hypothesis, scale, configs, jobs, overrides)
+    found = stand(configs)
+    if odd := [run for run in found if run.state == standing.CONFLICT]:
+        raise UserError(odd[0].why)
+    old = [run for run in found if run.state == STALE]
+    if old and stale is None:
+        raise UserError(
+            f"{len(old)} of {len(found)} runs were recorded by other code or software, {old[0].address} {old[0].why}: say STALE=reuse "
+            "to take them as they are, or STALE=rerun to run them again (their records move to results/replaced/)"
+        )
+    if stale == "rerun":
+        for run in old:
+            record.replace(Path(run.config["paths"]["results"]), run.address)
+    taken = {RECORDED} | ({STALE} if stale == "reuse" else set())
+    missing = [run for run in found if run.state not in taken]
+    slots = make_slots(configs[0], jobs, overrides)
+    parts = [f"{len(configs)} runs", f"{len(configs) - len(missing)} recorded", f"{len(missing)} to run"]
+    if resumed := sum(run.step > 0 for run in missing):
+        parts.append(f"{resumed} of them from a checkpoint")
+    print(
+        f"hypothesis {hypothesis.hypothesis} at {scale} scale: {', '.join(parts)}, {len(slots)} at a time", flush=True
+    )
+    if old and stale == "reuse":
+        print(f"note: {len(old)} recorded runs were made by other code or software, and are taken as they are")
+    return 1 if missing and Work(hypothesis, configs, missing, slots, overrides).run() else 0
 
 
-def run_missing(
-    hypothesis: Experiment, scale: str, configs: list[Config], jobs: int | None, overrides: list[str]
-) -> int:
-    """What `sweep` does while it holds the lock."""
+def stand(configs: list[Config]) -> list[standing.Standing]:
+    """Where the runs stand, with their data made or found."""
     images = {data.depends_on(config): config for config in configs}
     fingerprints = {key: data.prepare(config).fingerprint for key, config in images.items()}
-    starts = [pretrained.find(config) for config in configs]
-    found = [
-        record.find(config, fingerprints[data.depends_on(config)], start.sha256 if start else None)
-        for config, start in zip(configs, starts, strict=True)
-    ]
-    missing = [config for config, done in zip(configs, found, strict=True) if not done]
-    code = record.code_fingerprint()
-    other_code = [done for done in found if done and done["provenance"]["code"] != code]
-    slots = make_slots(configs[0], jobs, overrides)
-    print(
-        f"hypothesis {hypothesis.hypothesis} at {scale} scale: {len(configs)} runs, "
-        f"{len(configs) - len(missing)} recorded, {len(missing)} to run, {len(slots)} at a time",
-        flush=True,
-    )
-    if other_code:
-        print(
-            f"note: {len(other_code)} recorded runs were made by other code, {other_code[0]['address']} first; "
-            f"they are reused; to run them again, delete their records in {configs[0]['paths']['results']}/records"
-        )
-    failed = run_all(hypothesis, configs, missing, slots, overrides) if missing else []
-    return 1 if failed else 0
+    found = []
+    for config in configs:
+        start, fingerprint = pretrained.find(config), fingerprints[data.depends_on(config)]
+        found.append(standing.of(config, fingerprint, start.sha256 if start else None))
+    return found
 
 
-def run_all(
-    hypothesis: Experiment, configs: list[Config], missing: list[Config], slots: list[Slot], overrides: list[str]
-) -> list[str]:
-    """Run the missing ones of the configs, one per slot at a time; return the addresses of those that failed."""
-    waiting, running, failed = list(missing), [], []
-    total, times, status = len(configs), {}, Status()
+class Work:
+    """The missing runs of a sweep: one per slot at a time, until each is recorded or has failed for good."""
 
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
+    def __init__(
+        self,
+        hypothesis: Experiment,
+        configs: list[Config],
+        missing: list[standing.Standing],
+        slots: list[Slot],
+        overrides: list[str],
+    ):
+        self.hypothesis, self.slots, self.overrides = hypothesis, slots, overrides
+        self.configs, self.waiting = configs, collections.deque(run.config for run in missing)
+        self.expected = {run.address: run.identity for run in missing}
+        self.running: list[Child] = []
+        self.others: list[Config] = []  # that another sweep is at
+        self.failed: dict[str, str] = {}  # class of the failure, by address
+        self.tries: collections.Counter[tuple[str, str]] = (
+            collections.Counter()
+        )  # of an address, after a class of failure
+        self.times: dict[str, list[float]] = {}
+        self.status = Status()
+        self.code, self.looked = record.code_fingerprint(), 0.0
 
-    # a closed terminal or a kill ends the children too, as Ctrl-C does
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        while waiting or running:
-            free = [slot for slot in slots if slot not in [child.slot for child in running]]
-            while waiting and free:
-                running.append(start(hypothesis, waiting.pop(0), free.pop(0), overrides))
-            time.sleep(POLL)
-            for child in [c for c in running if c.process.poll() is not None]:
-                running.remove(child)
-                seconds = time.monotonic() - child.started
-                address = record.address(child.config)
-                if child.process.returncode == 0 and record.path(child.config).exists():
-                    times.setdefault(cell(child.config), []).append(seconds)
-                    metric = hypothesis.metrics()[child.config["task"]["name"]]
-                    value = record.read(record.path(child.config))["metrics"][metric]
-                    status.line(f"  {address}: {metric} {value:.2f}, {seconds:.0f} s")
-                else:
-                    failed.append(address)
-                    status.line(f"  {address}: FAILED, {why(child)}; its log: {child.log}")
-            status.show(running, waiting, times, total)
-    except KeyboardInterrupt:
-        status.clear()
-        stop(running)
-        done = sum(record.path(config).exists() for config in configs)
-        print(f"interrupted: {done} of {total} runs done; the same command goes on with the rest", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        stop(running)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return failed
+    def run(self) -> dict[str, str]:
+        """Returns the classes of the failures, by address."""
+
+        def end(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        # a closed terminal or a kill ends the children too, as Ctrl-C does
+        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+        try:
+            while self.waiting or self.running or self.others:
+                self.start_some()
+                time.sleep(POLL)
+                for child in [c for c in self.running if c.process.poll() is not None]:
+                    self.running.remove(child)
+                    self.ended(child)
+                for child in self.running:
+                    self.watch(child)
+                self.look_at_others()
+                self.status.show(self)
+        except KeyboardInterrupt:
+            self.status.clear()
+            print("stopping: the runs in progress write a checkpoint; Ctrl-C again to kill them", file=sys.stderr)
+            stop(self.running)
+            done = sum(record.path(config).exists() for config in self.configs)
+            print(
+                f"interrupted: {done} of {len(self.configs)} runs done; the same command goes on with the rest",
+                file=sys.stderr,
+            )
+            sys.exit(130)
+        finally:
+            stop(self.running)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self.failed
+
+    def start_some(self) -> None:
+        """Give each free slot a run, unless another sweep has it."""
+        free = [slot for slot in self.slots if slot not in [child.slot for child in self.running]]
+        while self.waiting and free:
+            if record.code_fingerprint() != self.code:
+                self.status.line(
+                    f"  src/ was changed while the sweep ran: {len(self.waiting)} runs are not begun, so that all are of one "
+                    "code; type the same command again when it is as it should be"
+                )
+                self.failed |= {record.address(config): "code" for config in self.waiting}
+                self.waiting.clear()
+                return
+            config = self.waiting.popleft()
+            if record.path(config).exists():
+                self.done(config, "by another sweep")
+            elif claims.holder(standing.folder(config)):
+                self.others.append(config)
+            else:
+                self.running.append(start(config, free.pop(0), self.overrides, self.expected[record.address(config)]))
+
+    def look_at_others(self) -> None:
+        """Take over what another sweep has left."""
+        if time.monotonic() - self.looked < OTHERS:
+            return
+        self.looked = time.monotonic()
+        for config in list(self.others):
+            if record.path(config).exists() or not claims.holder(standing.folder(config)):
+                self.others.remove(config)
+                self.waiting.append(config)
+
+    def done(self, config: Config, how: str) -> None:
+        metric = self.hypothesis.metrics()[config["task"]["name"]]
+        value = record.read(record.path(config))["metrics"][metric]
+        self.status.line(f"  {record.address(config)}: {metric} {value:.2f}, {how}")
+
+    def ended(self, child: Child) -> None:
+        """Say how a child has ended, and try again what may be."""
+        seconds, address = time.monotonic() - child.started, record.address(child.config)
+        if child.process.returncode == 0 and record.path(child.config).exists():
+            self.times.setdefault(cell(child.config), []).append(seconds)
+            self.done(child.config, f"{seconds:.0f} s")
+            return
+        code, log = child.process.returncode, "\n".join(failures.tail(child.log, 60))
+        kind = "hang" if child.beat.get("hang") else failures.classify(code, log, failures.ooms() - child.ooms)
+        how = f"no heartbeat for {hang_seconds(child.config):g} s" if kind == "hang" else failures.describe(code, log)
+        if kind == failures.BUSY:
+            self.others.append(child.config)
+            return
+        kind = "killed" if kind == failures.STOPPED else kind  # not by this sweep
+        with contextlib.suppress(OSError):  # a full disk
+            attempts.note_end(Path(child.config["paths"]["results"]), address, how, kind)
+        self.tries[address, kind] += 1
+        tried, limit = self.tries[address, kind], failures.RETRIES[kind]
+        if tried <= limit:
+            self.status.line(f"  {address}: {kind.upper()}, {how}; goes on, try {tried} of {limit}")
+            self.waiting.appendleft(child.config)
+            return
+        self.failed[address] = kind
+        self.status.line(f"  {address}: FAILED ({kind}), {how}; its log: {child.log}")
+
+    def watch(self, child: Child) -> None:
+        """End a child whose heartbeat has not changed for too long. No clock but this process's own is asked."""
+        now, beat = time.monotonic(), heartbeat(child.log.parent)
+        if beat != child.beat or not child.seen:
+            child.beat, child.seen = beat, now
+        elif now - child.seen > hang_seconds(child.config) > 0:
+            child.process.send_signal(signal.SIGUSR2)  # it writes to its log where it is
+            time.sleep(1.0)
+            stop([child], grace=0.0)
+            child.beat = {"hang": True}
 
 
-def start(hypothesis: Experiment, config: Config, slot: Slot, overrides: list[str]) -> Child:
-    """Start the child process of a run, its output in log.txt of the run's folder."""
-    folder = Path(config["paths"]["outputs"], record.address(config))
+def hang_seconds(config: Config) -> float:
+    return float(config["hardware"]["hang_seconds"])
+
+
+def start(config: Config, slot: Slot, overrides: list[str], identity: str) -> Child:
+    """Start the child process of a run, its output in log.txt of the run's folder, after that of earlier attempts. It ends with an
+    error where what it composes is no longer of that `identity`."""
+    folder = standing.folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in ("heartbeat.json", "metrics.jsonl"):
-        (folder / old).unlink(missing_ok=True)
     scale, task, backbone = (config[group]["name"] for group in ("scale", "task", "backbone"))
     arguments = experiment.run_overrides(scale, task, backbone, config["seed"])
     log = folder / "log.txt"
-    with open(log, "wb") as output:
+    with open(log, "ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "hypotheses.run", *arguments, *slot.overrides, *overrides],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **slot.environment},
+            env={**os.environ, **slot.environment, EXPECTED: identity},
             start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops its children
         )
-    return Child(config, process, log, slot, time.monotonic())
+    return Child(config, process, log, slot, time.monotonic(), failures.ooms())
 
 
-def stop(children: list[Child]) -> None:
-    """End children and all their processes, kindly first."""
+def stop(children: list[Child], grace: float = GRACE) -> None:
+    """End children and all their processes, kindly first; at once where Ctrl-C is pressed again."""
     for number in (signal.SIGTERM, signal.SIGKILL):
+        if number == signal.SIGTERM and not grace:
+            continue
         for child in children:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.process.pid, number)
-        deadline = time.monotonic() + GRACE
-        for child in children:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.1, deadline - time.monotonic()))
+        deadline = time.monotonic() + (grace or GRACE)
+        with contextlib.suppress(KeyboardInterrupt):
+            for child in children:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.process.wait(max(0.1, deadline - time.monotonic()))
     children.clear()
-
-
-def why(child: Child) -> str:
-    """How a run failed, in a few words: the signal, or the last line of its log."""
-    code = child.process.returncode
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    lines = [line.strip() for line in child.log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
 
 
 def make_slots(config: Config, jobs: int | None, overrides: list[str]) -> list[Slot]:
@@ -229,19 +323,24 @@ class Status:
         self.clear()
         print(text, file=self.stream, flush=True)
 
-    def show(self, running: list[Child], waiting: list[Config], times: dict[str, list[float]], total: int) -> None:
+    def show(self, work: Work) -> None:
         now = time.monotonic()
-        if now - self.printed < (0.5 if self.live else QUIET) or not running:
+        if now - self.printed < (0.5 if self.live else QUIET) or not (work.running or work.others):
             return
         self.printed = now
-        beats = [heartbeat(child) for child in running]
-        parts = [f"{total - len(running) - len(waiting)} of {total} finished"]
-        for child, beat in zip(running, beats, strict=True):
+        beats = [heartbeat(child.log.parent) for child in work.running]
+        left = len(work.running) + len(work.waiting) + len(work.others)
+        parts = [f"{len(work.configs) - left - len(work.failed)} of {len(work.configs)} finished"]
+        for child, beat in zip(work.running, beats, strict=True):
             share = f"{100 * beat['step'] / beat['steps']:.0f} %" if beat else "starting"
             shown = "".join(f" {k} {v}" for k, v in beat.get("shown", {}).items())
             parts.append(f"{cell(child.config)} seed {child.config['seed']} {share}{shown}")
-        if left := time_left(running, beats, waiting, times):
-            parts.append(f"about {max(1, round(left / 60))} min left")
+        if work.others:
+            parts.append(f"{len(work.others)} by another sweep")
+        if work.failed:
+            parts.append(f"{len(work.failed)} failed")
+        if seconds := time_left(work.running, beats, list(work.waiting), work.times):
+            parts.append(f"about {max(1, round(seconds / 60))} min left")
         text = " | ".join(parts)
         if self.live:
             width = shutil.get_terminal_size().columns - 1
@@ -249,17 +348,6 @@ class Status:
             self.stream.flush()
         else:
             print(f"  {text}", file=self.stream, flush=True)
-
-
-def cell(config: Config) -> str:
-    """The runs that take about as long as each other: those of a task and arm."""
-    return f"{config['task']['name']} {config['backbone']['name']}"
-
-
-def heartbeat(child: Child) -> dict:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((child.log.parent / "heartbeat.json").read_text())
-    return {}
 
 
 def time_left(
@@ -283,7 +371,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="make sweep HYP=1",
         description="Run what is missing of a hypothesis, then judge it and write its report.",
-        usage="make sweep HYP=1 [SCALE=demo] [TASK=coco] [SEEDS=5] [ARMS=all] [JOBS=2] [ARGS='hardware=cpu paths.data=FOLDER']",
+        usage="make sweep HYP=1 [SCALE=demo] [TASK=coco] [SEEDS=5] [ARMS=all] [JOBS=2] [STALE=reuse|rerun] [ARGS='hardware=cpu paths.data=FOLDER']",
     )
     parser.add_argument("hypothesis", help="number of a file in experiments/")
     parser.add_argument("--scale", default="demo", help="demo, pilot or paper")
@@ -291,7 +379,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="a planned look: 5, 10 or 20; the first by default")
     parser.add_argument("--arms", default="registered", help="registered (default), or all: the extra arms too")
     parser.add_argument("--jobs", type=int, help="runs side by side; one per core or GPU by default")
-    parser.add_argument("overrides", nargs="*", help="hardware=..., hardware.key=..., paths.key=...")
+    parser.add_argument("--stale", choices=STALES, help="what to do with records of other code: reuse, or rerun")
+    parser.add_argument("overrides", nargs="*", help="hardware=..., hardware.key=..., paths.key=..., resume=any|never")
     return parser.parse_intermixed_args(arguments)
 
 
@@ -313,22 +402,24 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.jobs is not None and asked.jobs < 1:
         raise UserError(f"JOBS={asked.jobs}: give a number from 1")
     for override in asked.overrides:
-        if override.split("=")[0].split(".")[0] not in ("hardware", "paths"):
+        if override.split("=")[0].split(".")[0] not in ("hardware", "paths", "resume"):
             raise UserError(
-                f"{override}: a sweep takes hardware and paths only, the rest is registered; for a variant use "
+                f"{override}: a sweep takes hardware, paths and resume only, the rest is registered; for a variant use "
                 f"python -m hypotheses.run {shlex.quote(override)} tag=NAME"
             )
     arms = hypothesis.scales[asked.scale]
     names = arms.all() if asked.arms == "all" else arms.registered()
     tasks = [asked.task] if asked.task else list(hypothesis.tasks)
-    code = sweep(hypothesis, asked.scale, seeds, names, asked.jobs, asked.overrides, tasks)
+    code = sweep(hypothesis, asked.scale, seeds, names, asked.jobs, asked.overrides, tasks, asked.stale)
     results = Path(experiment.config_of(asked.scale, tasks[0], arms.control, 0, asked.overrides)["paths"]["results"])
     for bed in report.section(hypothesis, results, asked.scale).verdict.beds:
         if bed.wanted and bed.task in tasks:
             print(
                 f"{bed.task}: the SSM arm wins and is the larger one, so it must beat its sham, which is as large, too"
             )
-            code |= sweep(hypothesis, asked.scale, seeds, list(bed.wanted), asked.jobs, asked.overrides, [bed.task])
+            code |= sweep(
+                hypothesis, asked.scale, seeds, list(bed.wanted), asked.jobs, asked.overrides, [bed.task], asked.stale
+            )
     print(report.write(hypothesis, results, asked.scale))
     return code
 

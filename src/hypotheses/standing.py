@@ -1,0 +1,118 @@
+"""Where a run stands, asked of the files that it has left: so a plan, a status and a sweep say the same of it.
+
+    recorded     it has finished, by the code and software of now
+    stale        it has finished, by other code or software
+    running      a living process holds it
+    dead         its process has ended without a word: it goes on from its checkpoint, if it has one
+    failed       its latest attempt has ended with an error
+    interrupted  its latest attempt was asked to stop
+    waiting      nobody has begun it
+
+Nothing heavy is imported here.
+"""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from hypotheses import attempts, checkpoint, claims, failures, record
+from hypotheses.config import Config
+from hypotheses.errors import UserError
+from hypotheses.record import Record
+
+RECORDED, STALE, RUNNING, DEAD, FAILED = "recorded", "stale", "running", "dead", "failed"
+INTERRUPTED, WAITING, CONFLICT = "interrupted", "waiting", "conflict"
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """Of one run.
+
+    why      in words, where there is more to say than the state
+    record   of one that has finished
+    beat     its latest heartbeat: step, steps, seconds, seconds_left, shown
+    step     of the checkpoint it can go on from; 0 for none
+    failure  the class of its latest failure, as in failures.py
+    tail     the last lines of its log
+    identity of the run, where the fingerprint of its data is known"""
+
+    config: Config
+    state: str
+    why: str = ""
+    record: Record | None = None
+    beat: dict[str, Any] = dataclasses.field(default_factory=dict)
+    step: int = 0
+    failure: str = ""
+    tail: list[str] = dataclasses.field(default_factory=list)
+    identity: str = ""
+
+    @property
+    def address(self) -> str:
+        return record.address(self.config)
+
+    @property
+    def cell(self) -> str:
+        return cell(self.config)
+
+
+def cell(config: Config) -> str:
+    """The runs that take about as long as each other: those of a task and arm."""
+    return f"{config['task']['name']} {config['backbone']['name']}"
+
+
+def folder(config: Config) -> Path:
+    """Of a run's log, heartbeat, claims and checkpoints."""
+    return Path(config["paths"]["outputs"], record.address(config))
+
+
+def heartbeat(place: Path) -> dict[str, Any]:
+    """The latest heartbeat in the folder of a run; empty where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((place / "heartbeat.json").read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def of(config: Config, fingerprint: str | None = None, pretrained: str | None = None) -> Standing:
+    """Where the run of a config stands. Without the fingerprint of its data a record is not compared with them."""
+    found = look(config, fingerprint, pretrained)
+    known = record.identity(config, fingerprint, pretrained) if fingerprint else ""
+    return dataclasses.replace(found, identity=known)
+
+
+def look(config: Config, fingerprint: str | None, pretrained: str | None) -> Standing:
+    place, address = folder(config), record.address(config)
+    target = record.path(config)
+    if target.exists():
+        try:
+            if fingerprint is None:
+                found = record.read(target)
+                changed = record.differences(found["config"], {key: config[key] for key in record.IDENTITY})
+                odd = [f"{key}: recorded {old}, asked {new}" for key, old, new in changed]
+                if odd:
+                    return Standing(config, CONFLICT, "left by another configuration: " + "; ".join(odd))
+            else:
+                found = record.find(config, fingerprint, pretrained)
+                assert found
+        except UserError as error:
+            return Standing(config, CONFLICT, str(error))
+        changed = record.stale(found)
+        why = f"by other {', '.join(changed)}" if changed else ""
+        return Standing(config, STALE if changed else RECORDED, why, found)
+    beat = heartbeat(place)
+    listed = checkpoint.listed(place / "checkpoints")
+    step = listed[0]["step"] if listed else 0
+    tail = failures.tail(place / "log.txt")
+    if said := claims.holder(place):
+        return Standing(config, RUNNING, f"process {said.get('pid')} on {said.get('host')}", None, beat, step, "", tail)
+    ends = attempts.ends(Path(config["paths"]["results"]), address)
+    if not ends:
+        return Standing(config, WAITING, step=step)
+    how, kind = ends[-1]
+    if how == attempts.UNENDED:
+        return Standing(config, DEAD, "ended without a word", None, beat, step, "killed", tail)
+    if how in (attempts.INTERRUPTED, attempts.RECORDED):  # recorded, and the record was taken away since
+        return Standing(config, INTERRUPTED if how == attempts.INTERRUPTED else WAITING, "", None, beat, step)
+    return Standing(config, FAILED, how, None, beat, step, kind or "code", tail)

@@ -1,0 +1,390 @@
+"""What goes wrong in a sweep is told, classed and survived; docs/faults.md lists it."""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hypotheses import attempts, claims, failures, record, standing, sweep
+from hypotheses.config import ROOT, compose
+from hypotheses.errors import UserError
+
+ARMS = ["mambaout_atto", "mambaout_atto_identity"]
+FAULTY = "mambaout_atto_identity"
+
+
+@pytest.fixture
+def small(hypothesis, paths, tmp_path, capsys, monkeypatch):
+    """Sweep two arms and one seed at smoke scale, with a fault in one of them; (exit code, what was printed)."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests' / 'faults'}:{os.environ.get('PYTHONPATH', '')}")
+
+    def run(fault: str | None = None, *more: str, seeds: int = 1, stale: str | None = None):
+        if fault:
+            monkeypatch.setenv("FAULT", f"{fault},2,{FAULTY},{tmp_path / 'flag'}")
+        overrides = [*paths, "hardware=cpu", "hardware.checkpoint_seconds=0", *more]
+        code = sweep.sweep(hypothesis, "smoke", seeds, ARMS, 2, overrides, stale=stale)
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def address(arm: str = FAULTY, seed: int = 0) -> str:
+    return f"smoke/imagenet/{arm}/seed_{seed}"
+
+
+def records(folder: Path) -> list[record.Record]:
+    return [record.read(file) for file in sorted((folder / "results" / "records").rglob("*.json"))]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "how"),
+    [
+        ("SIGKILL", "killed", "killed by SIGKILL"),
+        ("SIGTERM", "killed", "stopped: nothing was recorded"),
+        ("SIGSEGV", "crash", "killed by SIGSEGV"),
+        ("hang", "hang", "no heartbeat for 30 s"),
+    ],
+)
+def test_what_may_have_been_chance_goes_on_from_its_checkpoint(fault, kind, how, small, tmp_path):
+    code, shown = small(fault, *(["hardware.hang_seconds=30"] if fault == "hang" else []))
+    assert code == 0, shown
+    limit = failures.RETRIES[kind]
+    assert f"{address()}: {kind.upper()}, {how}" in shown and f"goes on, try 1 of {limit}" in shown
+    made = {r["config"]["backbone"]["name"]: r for r in records(tmp_path)}
+    assert made[FAULTY]["provenance"]["resumed_at_steps"] == [1]
+    ends = attempts.ends(tmp_path / "results", address())
+    assert ends[-1] == (attempts.RECORDED, "") and len(ends) == 2
+    assert how in ends[0][0] or fault == "SIGTERM"
+    if fault == "hang":
+        log = (tmp_path / "outputs" / address() / "log.txt").read_text()
+        assert "most recent call first" in log and "sitecustomize.py" in log  # where it hung
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "how"),
+    [
+        ("memory", "memory", "out of memory"),
+        ("nan", "nan", "training diverged: the loss is nan"),
+        ("code", "code", "ZeroDivisionError: a mistake"),
+        ("full", "disk", "cannot write at /somewhere: No space left on device"),
+    ],
+)
+def test_what_would_come_again_is_not_tried_again_and_stops_nothing_else(fault, kind, how, small, tmp_path):
+    code, shown = small(fault)
+    assert code == 1
+    assert re.search(rf"{address()}: FAILED \({kind}\), .*{how}.*; its log: .*log\.txt", shown), shown
+    assert [r["config"]["backbone"]["name"] for r in records(tmp_path)] == ["mambaout_atto"]
+    ((said, known),) = attempts.ends(tmp_path / "results", address())
+    assert known == kind and (how.split(":")[0] in said or fault in ("nan", "full", "memory"))
+    found = standing.of(compose(["scale=smoke", f"backbone={FAULTY}", f"paths.results={tmp_path / 'results'}",
+                                 f"paths.outputs={tmp_path / 'outputs'}"]))  # fmt: skip
+    assert (found.state, found.failure) == ("failed", kind) and how in found.tail[-1]
+    code, shown = small()  # the same command, the cause gone
+    assert code == 0 and "2 runs, 1 recorded, 1 to run, 1 of them from a checkpoint" in shown
+
+
+def test_a_run_that_is_killed_again_and_again_is_given_up(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAULT", f"SIGKILL,1,{FAULTY},-")  # every time
+    code, shown = small()
+    assert code == 1 and shown.count("KILLED, killed by SIGKILL; goes on, try") == failures.RETRIES["killed"]
+    assert f"{address()}: FAILED (killed), killed by SIGKILL" in shown
+    assert attempts.ends(tmp_path / "results", address()) == 3 * [("killed by SIGKILL", "killed")]
+
+
+@pytest.mark.parametrize(
+    ("code", "log", "ooms", "kind"),
+    [
+        (-9, "", 0, "killed"),
+        (-9, "", 1, "memory"),
+        (-11, "", 0, "crash"),
+        (-7, "", 0, "crash"),
+        (143, "stopped", 0, failures.STOPPED),
+        (1, "Traceback\nKeyError: 'x'", 0, "code"),
+        (1, "error: training diverged: the loss is inf", 0, "nan"),
+        (1, "torch.OutOfMemoryError: CUDA out of memory. Tried", 0, "memory"),
+        (1, "RuntimeError: DataLoader worker (pid 5) is killed by signal: Killed. ", 0, "memory"),
+        (2, "error: cannot write at /x: Read-only file system. Make room", 0, "disk"),
+        (2, "error: no disk space: 4 MB free", 0, "disk"),
+        (2, "error: no images at /nowhere/train", 0, "input"),
+        (75, "error: /x: another process is at this run now (process 3 on a); wait", 0, failures.BUSY),
+        (1, "bar  1/9\rbar  2/9\rerror: out of memory (x): make", 0, "memory"),
+        (1, "  exitcode  : -9 (pid: 100)\n  traceback : Signal 9 (SIGKILL) received by PID 100", 0, "killed"),
+        (1, "error: training diverged: the loss is nan\nE1 [launcher] failed (exitcode: 1) local_rank: 0", 0, "nan"),
+    ],
+)
+def test_classes_of_failures(code, log, ooms, kind):
+    assert failures.classify(code, log, ooms) == kind
+
+
+def test_every_class_says_what_it_is_and_how_often_it_is_tried():
+    assert failures.MEANING.keys() == failures.RETRIES.keys()
+
+
+# ---- two sweeps ------------------------------------------------------------------------------------------------------
+
+
+def begin(paths: list[str], *more: str) -> subprocess.Popen[str]:
+    code = (
+        "from hypotheses import experiment, sweep; import sys;"
+        f"sys.exit(sweep.sweep(experiment.load('1'), 'smoke', 3, {ARMS!r}, 1, {[*paths, 'hardware=cpu', *more]!r}))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_two_sweeps_at_once_share_the_work(paths, tmp_path):
+    both = [begin(paths), begin(paths)]
+    said = [sweeping.communicate(timeout=300)[0] for sweeping in both]
+    assert [sweeping.returncode for sweeping in both] == [0, 0], said
+    assert len(records(tmp_path)) == 6
+    for arm in ARMS:
+        for seed in range(3):  # nothing was run twice
+            assert attempts.read(tmp_path / "results", address(arm, seed)) == [attempts.RECORDED]
+    trained = [len(re.findall(r"top1_percent [\d.]+, \d+ s", text)) for text in said]
+    assert sum(trained) == 6 and min(trained) >= 1, said
+    for text in said:
+        assert (
+            len(re.findall(r"smoke/imagenet/\S+: top1_percent", text))
+            + int(
+                re.search(r"(\d+) recorded", text)[1]  # type: ignore[index]
+            )
+            == 6
+        ), text
+
+
+@pytest.mark.slow
+def test_what_a_killed_sweep_leaves_is_finished_by_another(paths, tmp_path):
+    """Its child goes on alone, and the other sweep waits for it."""
+    first = begin(paths)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("claims/*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    second = begin(paths)
+    said = second.communicate(timeout=300)[0]
+    assert second.returncode == 0, said
+    assert len(records(tmp_path)) == 6
+    first.communicate()
+
+
+def race(folder: Path, wins: "multiprocessing.queues.Queue[int]", ready: "multiprocessing.synchronize.Barrier") -> None:
+    ready.wait()
+    try:
+        claims.claim(folder)
+        wins.put(os.getpid())
+        time.sleep(1.0)
+    except UserError:
+        wins.put(0)
+
+
+def test_of_many_that_claim_at_once_one_wins(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for number in range(5):
+        wins, ready, folder = context.Queue(), context.Barrier(8), tmp_path / str(number)
+        folder.mkdir()
+        racers = [context.Process(target=race, args=(folder, wins, ready)) for _ in range(8)]
+        for racer in racers:
+            racer.start()
+        won = [wins.get(timeout=30) for _ in racers]
+        for racer in racers:
+            racer.join()
+        assert sum(pid > 0 for pid in won) == 1
+
+
+def test_a_claim_says_who_holds_it_and_is_free_after(tmp_path):
+    with claims.held(tmp_path) as mine:
+        assert mine.holds()
+        with pytest.raises(UserError, match=rf"another process is at this run now \(process {os.getpid()} on "):
+            claims.claim(tmp_path)
+    assert claims.holder(tmp_path) is None
+    with claims.held(tmp_path) as again:
+        assert again.number == mine.number + 1 and not mine.holds()
+        with pytest.raises(claims.TakenOverError):
+            mine.check()
+
+
+def dead_claim(folder: Path, **said: object) -> Path:
+    """A claim that somebody has left."""
+    file = claims.claim_file(folder, 7)
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(claims.me() | said))
+    return file
+
+
+def test_the_claim_of_a_dead_process_is_free_at_once(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead_claim(tmp_path, pid=gone.pid, born="1")
+    assert claims.holder(tmp_path) is None
+    with claims.held(tmp_path) as mine:
+        assert mine.number == 8
+
+
+def test_a_process_number_that_was_given_to_another_process_is_no_holder(tmp_path):
+    dead_claim(tmp_path, born="12345")
+    assert claims.holder(tmp_path) is None
+
+
+def test_a_process_of_another_machine_lives_as_long_as_it_touches_its_claim(tmp_path):
+    file = dead_claim(tmp_path, place="elsewhere", host="elsewhere", pid=1)
+    assert claims.holder(tmp_path)["host"] == "elsewhere"  # type: ignore[index]
+    with pytest.raises(UserError, match="process 1 on elsewhere"):
+        claims.claim(tmp_path)
+    then = time.time() - claims.SILENT - 1
+    os.utime(file, (then, then))
+    assert claims.holder(tmp_path) is None
+
+
+def test_a_clock_that_was_set_back_makes_no_dead_process_immortal(tmp_path, monkeypatch):
+    """The claim's time lies in the future: then it is watched whether it is touched still."""
+    monkeypatch.setattr(claims, "WATCHED", 2.0)
+    file = dead_claim(tmp_path, place="elsewhere", host="elsewhere")
+    then = time.time() + 86_400
+    os.utime(file, (then, then))
+    assert claims.holder(tmp_path) is None
+    os.utime(file, (then, then))
+    toucher = subprocess.Popen(
+        [sys.executable, "-c", "import os, sys, time\nfor i in range(40): os.utime(sys.argv[1], (2e9 + i,) * 2); time.sleep(0.1)", file]
+    )  # fmt: skip
+    time.sleep(0.5)
+    assert claims.holder(tmp_path) is not None
+    toucher.wait()
+
+
+def test_who_was_taken_for_dead_and_comes_back_ends(tmp_path):
+    """It notices at its next beat that a higher claim is there, and writes nothing more."""
+    code = (
+        f"from pathlib import Path; from hypotheses import claims; import time; claims.BEAT = 0.2\n"
+        f"claims.claim(Path({str(tmp_path)!r})); print('held', flush=True); time.sleep(60); print('came back')"
+    )
+    sleeper = subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert sleeper.stdout and sleeper.stdout.readline() == "held\n"
+    claims.claim_file(tmp_path, 2).write_text(json.dumps(claims.me()))
+    out, said = sleeper.communicate(timeout=30)
+    assert sleeper.returncode == 75 and "another process has taken over" in said and "came back" not in out
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "5"])
+def test_a_claim_that_its_maker_died_over_is_free(tmp_path, content):
+    dead_claim(tmp_path).write_text(content)
+    assert claims.holder(tmp_path) is None
+    with claims.held(tmp_path):
+        pass
+
+
+# ---- what changes while a sweep runs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project, since its files are what is changed."""
+    copy = tmp_path / "copy"
+    for folder in ("src", "conf", "experiments"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        (
+            "conf/recipe/imagenet_paper.yaml",
+            "weight_decay: 0.05",
+            "weight_decay: 0.5",
+            "conf/ or the data were changed",
+        ),
+        ("src/hypotheses/tasks/common.py", "return math.isfinite", "", "src/ was changed while the sweep ran"),
+    ],
+)
+def test_files_that_are_changed_meanwhile_are_noticed(file, old, new, said, project, paths, tmp_path):
+    """No run is trained by something else than what the sweep has begun with."""
+    target = project / file
+    script = (
+        "import sys; from pathlib import Path; from hypotheses import experiment, sweep\n"
+        "begin = sweep.start\n"
+        "def start(*arguments):\n"
+        f"    if arguments[0]['seed'] == 1: f = Path({str(target)!r}); f.write_text(f.read_text() + {new!r}.join(['', 'x = 1']) "
+        f"if {file.endswith('.py')} else f.read_text().replace({old!r}, {new!r}))\n"
+        "    return begin(*arguments)\n"
+        "sweep.start = start\n"
+        f"sys.exit(sweep.sweep(experiment.load('1'), 'smoke', 3, ['mambaout_atto'], 1, {[*paths, 'hardware=cpu']!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(project / "src")},
+    )  # fmt: skip
+    assert done.returncode == 1 and said in done.stdout, done.stdout + done.stderr
+    assert len(records(tmp_path)) < 3
+    assert (
+        len({r["provenance"]["code"] for r in records(tmp_path)} | {r["identity"][:0] for r in records(tmp_path)}) <= 3
+    )
+
+
+def test_comments_make_no_run_stale(project):
+    def fingerprint() -> str:
+        code = "from hypotheses import record; print(record.code_fingerprint())"
+        env = {**os.environ, "PYTHONPATH": str(project / "src")}
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
+
+    file = project / "src/hypotheses/tasks/recall.py"
+    before, text = fingerprint(), file.read_text()
+    file.write_text(text.replace('"""', '"""Another word. ', 1) + "\n\n# a comment\n")
+    assert fingerprint() == before
+    file.write_text(text + "\nx = 1\n")
+    assert fingerprint() != before
+
+
+# ---- records of other code -------------------------------------------------------------------------------------------
+
+
+def test_runs_of_other_code_wait_for_the_user_s_word(small, tmp_path):
+    assert small()[0] == 0
+    file = tmp_path / "results" / "records" / f"{address()}.json"
+    old = record.read(file)
+    old["provenance"]["code"] = "other"
+    record.write(file, old)
+    with pytest.raises(
+        UserError, match=rf"1 of 2 runs were recorded by other code .*{address()} .*STALE=reuse .*STALE=rerun"
+    ):
+        small()
+    code, shown = small(stale="reuse")
+    assert code == 0 and "0 to run" in shown and "1 recorded runs were made by other code" in shown
+    code, shown = small(stale="rerun")
+    assert code == 0 and "1 recorded, 1 to run" in shown
+    assert record.read(file)["provenance"]["code"] == record.code_fingerprint()
+    moved = tmp_path / "results" / "replaced" / f"{address()}_1"
+    assert {f.name for f in moved.iterdir()} == {"seed_0.json", "seed_0.npz", "seed_0.jpg"}
+    assert record.read(moved / "seed_0.json") == old
+
+
+def test_other_software_makes_a_run_stale_too(small, tmp_path):
+    assert small()[0] == 0
+    made = records(tmp_path)[0]
+    made["provenance"]["packages"]["torch"] = "1.0"
+    assert re.fullmatch(r"torch 1\.0, now [\d.]+\S*", record.stale(made)[0])
+
+
+@pytest.mark.slow
+def test_signals_in_a_sweep_reach_the_runs_as_a_request_to_stop(paths, tmp_path):
+    """Ctrl-C: the run in progress writes a checkpoint, and the same command goes on from it."""
+    slow = begin(paths, "hardware.checkpoint_seconds=1000")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("heartbeat.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    slow.send_signal(signal.SIGTERM)
+    said = slow.communicate(timeout=60)[0]
+    assert slow.returncode == 130 and "the same command goes on with the rest" in said, said
+    again = begin(paths)
+    said = again.communicate(timeout=300)[0]
+    assert again.returncode == 0 and len(records(tmp_path)) == 6, said

@@ -13,10 +13,11 @@ SEEDS ?=
 ARMS ?=
 JOBS ?=
 STALE ?=
+BUDGET ?=
 ARGS ?=
 
 # a mistyped option would otherwise run another job than the one asked for
-OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS STALE ARGS PYTHON
+OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS STALE BUDGET ARGS PYTHON
 UNKNOWN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v))))
 ifneq ($(UNKNOWN),)
 $(error unknown option $(UNKNOWN): the options are $(OPTIONS); Hydra's go into ARGS="$(firstword $(UNKNOWN))=...")
@@ -25,13 +26,21 @@ endif
 help:  ## Show this list
 	@echo "The controlled test of MambaOut's two hypotheses. Targets:"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
-	@echo "Options: HYP=1  SCALE=demo|pilot|paper  TASK=coco  SEEDS=5|10|20  ARMS=all  JOBS=2  STALE=reuse|rerun  ARGS='hardware=cpu paths.data=FOLDER'"
+	@echo "Options: HYP=1  SCALE=demo|pilot|paper  TASK=coco  SEEDS=5|10|20  ARMS=all  JOBS=2  STALE=reuse|rerun  BUDGET=minutes  ARGS='hardware=cpu paths.data=FOLDER'"
 
 setup: .venv/ready  ## Make the environment in .venv (the other targets do it themselves)
 
 sweep: need-hyp .venv/ready  ## HYP=1, 2 or 3: train what is missing of a hypothesis, then judge it and write its report
-	@$(PY) -m hypotheses.sweep $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
-		$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(STALE),--stale $(STALE)) $(ARGS)
+	@$(PY) -m hypotheses.sweep $(SWEEP) $(if $(BUDGET),--budget $(BUDGET)) $(ARGS)
+
+SWEEP = $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(STALE),--stale $(STALE))
+
+plan: need-hyp .venv/ready  ## HYP=1, 2 or 3: what the sweep would do with each run and why, and what it costs
+	@$(PY) -m hypotheses.plan $(SWEEP) $(if $(BUDGET),--budget $(BUDGET)) $(ARGS)
+
+status: need-hyp .venv/ready  ## HYP=1, 2 or 3: where each run stands; ARGS=--watch redraws it, ARGS=--json is for machines
+	@$(PY) -m hypotheses.status $(SWEEP) $(ARGS)
 
 report: no-sweep-options .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2 or 3 show that one
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
@@ -81,7 +90,7 @@ need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi
 
 no-sweep-options:
-	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)$(STALE)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
+	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)$(STALE)$(BUDGET)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
 
 # The stamp is written last, so an interrupted set-up goes on where it stopped (pip keeps what it has downloaded).
 .venv/ready: requirements.lock pyproject.toml
@@ -102,4 +111,4 @@ no-sweep-options:
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep report test test-slow bench reference clean need-hyp no-sweep-options
+.PHONY: help setup sweep plan status report test test-slow bench reference clean need-hyp no-sweep-options

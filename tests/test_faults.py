@@ -16,6 +16,7 @@ import pytest
 from hypotheses import attempts, claims, failures, record, standing, sweep
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
+from hypotheses.selection import Selection
 
 ARMS = ["mambaout_atto", "mambaout_atto_identity"]
 FAULTY = "mambaout_atto_identity"
@@ -30,7 +31,7 @@ def small(hypothesis, paths, tmp_path, capsys, monkeypatch):
         if fault:
             monkeypatch.setenv("FAULT", f"{fault},2,{FAULTY},{tmp_path / 'flag'}")
         overrides = [*paths, "hardware=cpu", "hardware.checkpoint_seconds=0", *more]
-        code = sweep.sweep(hypothesis, "smoke", seeds, ARMS, 2, overrides, stale=stale)
+        code = sweep.sweep(Selection(hypothesis, "smoke", seeds, ARMS, ["imagenet"], 2, stale, overrides))
         return code, capsys.readouterr().out
 
     return run
@@ -133,8 +134,9 @@ def test_every_class_says_what_it_is_and_how_often_it_is_tried():
 
 def begin(paths: list[str], *more: str) -> subprocess.Popen[str]:
     code = (
-        "from hypotheses import experiment, sweep; import sys;"
-        f"sys.exit(sweep.sweep(experiment.load('1'), 'smoke', 3, {ARMS!r}, 1, {[*paths, 'hardware=cpu', *more]!r}))"
+        "from hypotheses import experiment, sweep; from hypotheses.selection import Selection; import sys;"
+        f"sys.exit(sweep.sweep(Selection(experiment.load('1'), 'smoke', 3, {ARMS!r}, ['imagenet'], 1, None,"
+        f" {[*paths, 'hardware=cpu', *more]!r})))"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -311,13 +313,15 @@ def test_files_that_are_changed_meanwhile_are_noticed(file, old, new, said, proj
     target = project / file
     script = (
         "import sys; from pathlib import Path; from hypotheses import experiment, sweep\n"
+        "from hypotheses.selection import Selection\n"
         "begin = sweep.start\n"
         "def start(*arguments):\n"
         f"    if arguments[0]['seed'] == 1: f = Path({str(target)!r}); f.write_text(f.read_text() + {new!r}.join(['', 'x = 1']) "
         f"if {file.endswith('.py')} else f.read_text().replace({old!r}, {new!r}))\n"
         "    return begin(*arguments)\n"
         "sweep.start = start\n"
-        f"sys.exit(sweep.sweep(experiment.load('1'), 'smoke', 3, ['mambaout_atto'], 1, {[*paths, 'hardware=cpu']!r}))"
+        "sys.exit(sweep.sweep(Selection(experiment.load('1'), 'smoke', 3, ['mambaout_atto'], ['imagenet'], 1, None,"
+        f" {[*paths, 'hardware=cpu']!r})))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300,

@@ -15,6 +15,7 @@ import pytest
 
 from hypotheses import data, experiment, record, sweep
 from hypotheses.config import ROOT
+from hypotheses.selection import Selection
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def small(hypothesis, paths):
     """Sweep two arms and two seeds at smoke scale in this process; returns the exit code."""
 
     def run(arms=("mambaout_atto", "mambaout_atto_identity"), seeds=2, more=()):
-        return sweep.sweep(hypothesis, "smoke", seeds, list(arms), 2, [*paths, "hardware=cpu", *more])
+        overrides = [*paths, "hardware=cpu", *more]
+        return sweep.sweep(Selection(hypothesis, "smoke", seeds, list(arms), ["imagenet"], 2, None, overrides))
 
     return run
 
@@ -48,9 +50,9 @@ def test_it_runs_what_is_missing_goes_on_after_a_failure_and_reuses(small, tmp_p
 
 def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
     code = (
-        "from hypotheses import experiment, sweep; import sys;"
-        "sys.exit(sweep.sweep(experiment.load('1'), 'smoke', 2, ['mambaout_atto', 'mambaout_atto_identity'], 1,"
-        f" {[*paths, 'hardware=cpu']!r}))"
+        "from hypotheses import experiment, sweep; from hypotheses.selection import Selection; import sys;"
+        "sys.exit(sweep.sweep(Selection(experiment.load('1'), 'smoke', 2, ['mambaout_atto', 'mambaout_atto_identity'],"
+        f" ['imagenet'], 1, None, {[*paths, 'hardware=cpu']!r})))"
     )
 
     def start():
@@ -118,7 +120,7 @@ def test_the_time_left_is_known_once_every_arm_was_seen(tmp_path):
 def test_slots_are_cores_or_the_gpus_that_are_visible(hypothesis, monkeypatch):
     def slots(jobs=None, *overrides):
         config = experiment.config_of("demo", "imagenet", "mambaout_atto", 0, list(overrides))
-        return [(s.environment, s.overrides) for s in sweep.make_slots(config, jobs, list(overrides))]
+        return [(s.environment, s.overrides) for s in sweep.make_slots(config, jobs)]
 
     cores = len(os.sched_getaffinity(0))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
@@ -133,8 +135,9 @@ def test_slots_are_cores_or_the_gpus_that_are_visible(hypothesis, monkeypatch):
 def test_a_terminal_sees_one_line_that_is_redrawn(paths, tmp_path):
     """In a pseudo-terminal: share, loss and accuracy of what is running."""
     code = (
-        "from hypotheses import experiment, sweep;"
-        f"sweep.sweep(experiment.load('1'), 'smoke', 1, ['mambaout_atto'], 1, {[*paths, 'hardware=cpu']!r})"
+        "from hypotheses import experiment, sweep; from hypotheses.selection import Selection;"
+        f"sweep.sweep(Selection(experiment.load('1'), 'smoke', 1, ['mambaout_atto'], ['imagenet'], 1, None,"
+        f" {[*paths, 'hardware=cpu']!r}))"
     )
     pid, terminal = pty.fork()
     if pid == 0:
@@ -157,7 +160,7 @@ def test_a_terminal_sees_one_line_that_is_redrawn(paths, tmp_path):
 def test_the_sham_is_run_if_and_only_if_a_larger_arm_wins(tmp_path, make_records, memory, monkeypatch, capsys):
     """All registered runs are recorded, and a sweep is only noted: of what, and in which order."""
     swept, gated = [], [90.0, 91.0, 89.0, 90.5, 90.2]
-    monkeypatch.setattr(sweep, "sweep", lambda *asked: swept.append((asked[3], asked[6])) or 0)
+    monkeypatch.setattr(sweep, "sweep", lambda asked: swept.append((asked.arms, asked.tasks)) or 0)
     noise = (0.1, -0.2, 0.0, 0.2, -0.1)
     registered = ["mambaout_atto", "mambaout_atto_ssm", "mambaout_atto_identity"]
     for gain, shams in ((4.0, [(["mambaout_atto_sham"], ["imagenet"])]), (0.2, [])):

@@ -24,7 +24,6 @@ def path(results: Path, address: str) -> Path:
 def noted(results: Path, address: str) -> Iterator[None]:
     """Note that a run begins, and how it ends."""
     file = path(results, address)
-    file.parent.mkdir(parents=True, exist_ok=True)
     add(file, begun=now())
     try:
         yield
@@ -49,6 +48,7 @@ def now() -> str:
 
 def add(file: Path, **line: Any) -> None:
     """Add a line, on a line of its own even where a full disk has cut the one before it short."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "ab+") as lines:
         lines.seek(max(0, lines.tell() - 1))
         cut = lines.read(1) not in (b"", b"\n")

@@ -85,14 +85,24 @@ def holder(folder: Path) -> dict[str, Any] | None:
     return said if alive else None
 
 
-def touched(file: Path) -> bool:
-    """Whether a file was touched in the last SILENT seconds, by the clock of its file system."""
+def age(file: Path) -> float | None:
+    """Seconds since a file was touched, by the clock of its file system; None where there is none."""
     try:
         then = file.stat().st_mtime
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".now") as probe:
-            now = os.stat(probe.name).st_mtime
-        if then <= now + BEAT:
-            return now - then < SILENT
+            return os.stat(probe.name).st_mtime - then
+    except OSError:
+        return None
+
+
+def touched(file: Path) -> bool:
+    """Whether a file was touched in the last SILENT seconds, by the clock of its file system."""
+    if (seconds := age(file)) is None:
+        return False
+    if seconds > -BEAT:
+        return seconds < SILENT
+    try:
+        then = file.stat().st_mtime
         end = time.monotonic() + WATCHED  # that clock was set back: see whether it is touched still
         while time.monotonic() < end:
             time.sleep(min(1.0, WATCHED / 10))

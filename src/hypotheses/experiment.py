@@ -148,6 +148,13 @@ def load(number: str) -> Experiment:
     return parse(file)
 
 
+def check_scale(hypothesis: Experiment, scale: str) -> None:
+    if scale not in hypothesis.scales:
+        raise UserError(
+            f"SCALE={scale}: hypothesis {hypothesis.hypothesis} is registered at {', '.join(hypothesis.scales)}"
+        )
+
+
 def parse(file: Path) -> Experiment:
     text = file.read_text()
     try:

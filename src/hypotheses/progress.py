@@ -16,13 +16,22 @@ from hypotheses.record import write_aside
 HEARTBEAT = 2.0  # seconds
 
 
+class Enough(Exception):  # noqa: N818  nothing went wrong
+    """A measurement has seen as many steps as it asked for; `ends` are the times at which they ended."""
+
+    def __init__(self, ends: list[float]):
+        super().__init__(f"{len(ends)} steps were measured")
+        self.ends = ends
+
+
 class Progress:
     """Counts optimiser steps. Files, in the run's folder:
 
     metrics.jsonl   a row per validation: step, epoch, train loss, learning rate, validation metrics, seconds since start
     heartbeat.json  step, steps, seconds since start and seconds left, written every HEARTBEAT seconds
 
-    A run that goes on from a checkpoint gives the `step` it goes on from, with the `rows` and `seconds` until there.
+    A run that goes on from a checkpoint gives the `step` it goes on from, with the `rows` and `seconds` until there. Of a
+    measurement `only` says how many steps are enough: then `Enough` is raised.
     """
 
     def __init__(
@@ -33,6 +42,7 @@ class Progress:
         step: int = 0,
         seconds: float = 0.0,
         rows: Sequence[Mapping[str, float]] = (),
+        only: int | None = None,
     ):
         from tqdm import tqdm
 
@@ -40,6 +50,7 @@ class Progress:
         self.begun = self.beat_at = time.monotonic()
         self.start = self.begun - seconds
         self.kept = [dict(row) for row in rows]
+        self.only, self.ends = only, list[float]()
         self.shown: dict[str, str] = {}
         self.rows = open(folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
         self.rows.writelines(json.dumps(row) + "\n" for row in self.kept)
@@ -55,6 +66,10 @@ class Progress:
     def advance(self) -> None:
         self.step += 1
         self.bar.update()
+        if self.only:
+            self.ends.append(time.monotonic())
+            if len(self.ends) == self.only:
+                raise Enough(self.ends)
 
     def show(self, **values: float) -> None:
         """Show values beside the bar, such as loss=0.31 or top1_percent=91.2, and write a heartbeat."""

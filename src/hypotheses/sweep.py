@@ -1,6 +1,6 @@
 """A hypothesis of experiments/: run what is missing, one child process per run, then write its report.
 
-    python -m hypotheses.sweep 1 [--scale demo] [--task coco] [--seeds 5] [--arms all] [--jobs N] [hardware=...] [paths.data=...]
+    python -m hypotheses.sweep 1 [--scale demo] [--task coco] [--seeds 5] [--arms all] [--jobs N] [--stale reuse] [--budget MINUTES] [hardware=...] [paths.data=...]
 
 Hydra composes each run; this file only starts and watches them. Finished runs are reused, a failed run does not stop the
 others, and an interrupted sweep goes on when the same command is typed again. The parent never imports torch.
@@ -11,28 +11,26 @@ import collections
 import contextlib
 import dataclasses
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
-from hypotheses import attempts, claims, data, experiment, failures, pretrained, record, report, standing
+from hypotheses import attempts, claims, data, experiment, failures, pretrained, record, report, selection, standing
 from hypotheses.config import Config
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Experiment
 from hypotheses.run import EXPECTED, check_space
+from hypotheses.selection import Selection
 from hypotheses.standing import RECORDED, STALE, cell, heartbeat
 
 POLL = 0.3  # seconds between looks at the children
 QUIET = 60.0  # seconds between status lines where there is no terminal to redraw
 GRACE = 30.0  # seconds that an interrupted child gets, for its checkpoint, before it is killed
 OTHERS = 5.0  # seconds between looks at what other sweeps do
-STALES = ("reuse", "rerun")
 
 
 @dataclasses.dataclass
@@ -58,46 +56,34 @@ class Slot:
     overrides: list[str]
 
 
-def sweep(
-    hypothesis: Experiment,
-    scale: str,
-    seeds: int,
-    arms: list[str],
-    jobs: int | None,
-    overrides: list[str],
-    tasks: Iterable[str] | None = None,
-    stale: str | None = None,
-) -> int:
-    """Run what is missing, first of the positive control, then of all tasks of the hypothesis unless some are named; the exit code:
-    0 if every run is recorded, 1 if some failed. Raises UserError, too where runs of other code are there and `stale` does not say
-    whether to reuse them or to run them again."""
-    wanted = experiment.wanted(hypothesis, scale, seeds, arms, tasks or hypothesis.tasks)
-    configs = [experiment.config_of(scale, task, arm, seed, overrides) for task, arm, seed in wanted]
+def sweep(asked: Selection) -> int:
+    """Run what is missing, first of the positive control, then of the tasks; the exit code: 0 if every run is recorded, 1 if some
+    failed. Raises UserError, too where runs of other code are there and `asked.stale` does not say what to do with them."""
+    configs = asked.configs()
     check_space(configs[0])
     found = stand(configs)
     if odd := [run for run in found if run.state == standing.CONFLICT]:
         raise UserError(odd[0].why)
     old = [run for run in found if run.state == STALE]
-    if old and stale is None:
+    if old and asked.stale is None:
         raise UserError(
             f"{len(old)} of {len(found)} runs were recorded by other code or software, {old[0].address} {old[0].why}: say STALE=reuse "
             "to take them as they are, or STALE=rerun to run them again (their records move to results/replaced/)"
         )
-    if stale == "rerun":
+    if asked.stale == "rerun":
         for run in old:
             record.replace(Path(run.config["paths"]["results"]), run.address)
-    taken = {RECORDED} | ({STALE} if stale == "reuse" else set())
+    taken = {RECORDED} | ({STALE} if asked.stale == "reuse" else set())
     missing = [run for run in found if run.state not in taken]
-    slots = make_slots(configs[0], jobs, overrides)
+    slots = make_slots(configs[0], asked.jobs)
     parts = [f"{len(configs)} runs", f"{len(configs) - len(missing)} recorded", f"{len(missing)} to run"]
     if resumed := sum(run.step > 0 for run in missing):
         parts.append(f"{resumed} of them from a checkpoint")
-    print(
-        f"hypothesis {hypothesis.hypothesis} at {scale} scale: {', '.join(parts)}, {len(slots)} at a time", flush=True
-    )
-    if old and stale == "reuse":
+    name = f"hypothesis {asked.hypothesis.hypothesis} at {asked.scale} scale"
+    print(f"{name}: {', '.join(parts)}, {len(slots)} at a time", flush=True)
+    if old and asked.stale == "reuse":
         print(f"note: {len(old)} recorded runs were made by other code or software, and are taken as they are")
-    return 1 if missing and Work(hypothesis, configs, missing, slots, overrides).run() else 0
+    return 1 if missing and Work(asked.hypothesis, configs, missing, slots, asked.overrides).run() else 0
 
 
 def stand(configs: list[Config]) -> list[standing.Standing]:
@@ -282,9 +268,9 @@ def stop(children: list[Child], grace: float = GRACE) -> None:
     children.clear()
 
 
-def make_slots(config: Config, jobs: int | None, overrides: list[str]) -> list[Slot]:
+def make_slots(config: Config, jobs: int | None) -> list[Slot]:
     """Places for runs side by side: one per GPU, or one per core with a thread each; a single one where a run takes
-    several devices. `overrides` of the user come after a slot's own."""
+    several devices."""
     hardware = config["hardware"]
     if hardware["devices"] != 1 or hardware["nodes"] != 1:
         return [Slot(0, {}, [])]
@@ -367,60 +353,34 @@ def time_left(
     return left / max(1, len(running))
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: list[str]) -> tuple[Selection, str | None]:
+    """What is asked for, and the budget in minutes."""
     parser = argparse.ArgumentParser(
         prog="make sweep HYP=1",
         description="Run what is missing of a hypothesis, then judge it and write its report.",
-        usage="make sweep HYP=1 [SCALE=demo] [TASK=coco] [SEEDS=5] [ARMS=all] [JOBS=2] [STALE=reuse|rerun] [ARGS='hardware=cpu paths.data=FOLDER']",
+        usage=f"make sweep {selection.USAGE} [BUDGET=minutes]{selection.LAST}",
     )
-    parser.add_argument("hypothesis", help="number of a file in experiments/")
-    parser.add_argument("--scale", default="demo", help="demo, pilot or paper")
-    parser.add_argument("--task", help="one task of the hypothesis; all by default")
-    parser.add_argument("--seeds", type=int, help="a planned look: 5, 10 or 20; the first by default")
-    parser.add_argument("--arms", default="registered", help="registered (default), or all: the extra arms too")
-    parser.add_argument("--jobs", type=int, help="runs side by side; one per core or GPU by default")
-    parser.add_argument("--stale", choices=STALES, help="what to do with records of other code: reuse, or rerun")
-    parser.add_argument("overrides", nargs="*", help="hardware=..., hardware.key=..., paths.key=..., resume=any|never")
-    return parser.parse_intermixed_args(arguments)
+    selection.add_options(parser)
+    parser.add_argument("--budget", help="minutes; a sweep that would take longer is not begun")
+    given = parser.parse_intermixed_args(arguments)
+    return selection.read(given), given.budget
 
 
 def main(arguments: list[str] | None = None) -> int:
-    asked = parse(sys.argv[1:] if arguments is None else arguments)
-    hypothesis = experiment.load(asked.hypothesis)
-    report.check_scale(hypothesis, asked.scale)
-    seeds = hypothesis.looks[0] if asked.seeds is None else asked.seeds
-    if seeds not in hypothesis.looks:
-        planned = ", ".join(map(str, hypothesis.looks))
-        raise UserError(f"SEEDS={seeds} is not a planned look; the registered ones are {planned}")
-    if asked.arms not in ("registered", "all"):
-        raise UserError(f"ARMS={asked.arms}: say all for the extra arms too, or leave it out")
-    if asked.task is not None and asked.task not in hypothesis.tasks:
-        raise UserError(
-            f"TASK={asked.task}: hypothesis {hypothesis.hypothesis} is about {', '.join(hypothesis.tasks)}: choose one, or leave "
-            "it out"
-        )
-    if asked.jobs is not None and asked.jobs < 1:
-        raise UserError(f"JOBS={asked.jobs}: give a number from 1")
-    for override in asked.overrides:
-        if override.split("=")[0].split(".")[0] not in ("hardware", "paths", "resume"):
-            raise UserError(
-                f"{override}: a sweep takes hardware, paths and resume only, the rest is registered; for a variant use "
-                f"python -m hypotheses.run {shlex.quote(override)} tag=NAME"
-            )
-    arms = hypothesis.scales[asked.scale]
-    names = arms.all() if asked.arms == "all" else arms.registered()
-    tasks = [asked.task] if asked.task else list(hypothesis.tasks)
-    code = sweep(hypothesis, asked.scale, seeds, names, asked.jobs, asked.overrides, tasks, asked.stale)
-    results = Path(experiment.config_of(asked.scale, tasks[0], arms.control, 0, asked.overrides)["paths"]["results"])
-    for bed in report.section(hypothesis, results, asked.scale).verdict.beds:
-        if bed.wanted and bed.task in tasks:
+    asked, budget = parse(sys.argv[1:] if arguments is None else arguments)
+    if budget is not None:
+        from hypotheses import plan  # which counts networks, for which it imports torch
+
+        plan.check_budget(plan.make(asked), budget)
+    code = sweep(asked)
+    results = Path(asked.configs()[0]["paths"]["results"])
+    for bed in report.section(asked.hypothesis, results, asked.scale).verdict.beds:
+        if bed.wanted and bed.task in asked.tasks:
             print(
                 f"{bed.task}: the SSM arm wins and is the larger one, so it must beat its sham, which is as large, too"
             )
-            code |= sweep(
-                hypothesis, asked.scale, seeds, list(bed.wanted), asked.jobs, asked.overrides, [bed.task], asked.stale
-            )
-    print(report.write(hypothesis, results, asked.scale))
+            code |= sweep(dataclasses.replace(asked, arms=list(bed.wanted), tasks=[bed.task]))
+    print(report.write(asked.hypothesis, results, asked.scale))
     return code
 
 

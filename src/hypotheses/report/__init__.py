@@ -26,7 +26,7 @@ from hypotheses.report.reading import Section, over_images, section
 from hypotheses.report.tables import Table
 from hypotheses.verdict import Bed
 
-__all__ = ["Section", "check_scale", "read_arguments", "section", "write"]
+__all__ = ["Section", "read_arguments", "section", "write"]
 
 TITLE = "Is the state space model worth having for vision?"
 ABOUT = (
@@ -271,13 +271,6 @@ def picture_links(s: Section, task: str, results: Path) -> list[str]:
 # ---- what a person types ---------------------------------------------------------------------------------------------
 
 
-def check_scale(hypothesis: Experiment, scale: str) -> None:
-    if scale not in hypothesis.scales:
-        raise UserError(
-            f"SCALE={scale}: hypothesis {hypothesis.hypothesis} is registered at {', '.join(hypothesis.scales)}"
-        )
-
-
 def read_arguments(target: str, about: str, arguments: list[str] | None) -> tuple[Experiment | None, Path, str | None]:
     """The hypothesis, the folder of results and the scale that a `make` target without runs is asked about; None for what is not
     named."""
@@ -297,7 +290,7 @@ def read_arguments(target: str, about: str, arguments: list[str] | None) -> tupl
         if not override.startswith("paths."):
             raise UserError(f"{override}: make {target} takes paths only, such as paths.results=FOLDER")
     if asked.scale and hypothesis:
-        check_scale(hypothesis, asked.scale)
+        experiment.check_scale(hypothesis, asked.scale)
     elif asked.scale:
         raise UserError(f"SCALE={asked.scale}: say of which hypothesis: make {target} HYP=1 SCALE={asked.scale}")
     results = Path(compose(overrides)["paths"]["results"])

@@ -15,9 +15,9 @@ from hypotheses import metrics
 from hypotheses.config import Config
 from hypotheses.data.scenes import SEGMENTS
 from hypotheses.tasks import Run, dense, openmmlab
-from hypotheses.tasks.dense import Job, curve, pictures, predictions, train
+from hypotheses.tasks.dense import Job, curve, pictures, predictions, train, validate_some
 
-__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "predictions", "train"]
+__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "predictions", "train", "validate_some"]
 
 
 def build(run: Run) -> Job:

@@ -17,9 +17,9 @@ from torch import Tensor
 from hypotheses.config import Config
 from hypotheses.data.layouts import COCO
 from hypotheses.tasks import Run, dense, openmmlab
-from hypotheses.tasks.dense import Job, curve, evaluate, pictures, predictions, train
+from hypotheses.tasks.dense import Job, curve, evaluate, pictures, predictions, train, validate_some
 
-__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "predictions", "train"]
+__all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "predictions", "train", "validate_some"]
 
 SHOWN = 0.5  # score from which on a detection is drawn
 

@@ -130,7 +130,9 @@ def start_progress(run: Run, steps: int, rows: Sequence[Mapping[str, float]]) ->
     config = run.config
     name = f"{config['task']['name']} {config['backbone']['name']} seed {config['seed']}"
     start = run.checkpoints.start if run.checkpoints else None
-    return Progress(run.folder, name, steps, *((start.step, start.seconds) if start else (0, 0.0)), rows)
+    return Progress(
+        run.folder, name, steps, *((start.step, start.seconds) if start else (0, 0.0)), rows, run.only_steps
+    )
 
 
 def of_all_processes(mine: Any) -> list[Any]:

@@ -216,6 +216,16 @@ def evaluate(job: Job) -> dict[str, float]:
     return job.report.metrics | {"val_images": len(loader.dataset)}
 
 
+@torch.no_grad()
+def validate_some(job: Job, batches: int) -> int:
+    """Predict so many batches of the validation, for a measurement; the images that they are."""
+    model, found = unwrapped(job.runner.model).eval(), 0
+    with quiet():
+        for batch in itertools.islice(job.runner.val_dataloader, batches):
+            found += len(model.val_step(batch))
+    return found
+
+
 def predictions(job: Job) -> dict[str, np.ndarray]:
     """What the metrics of the last validation were made of, image by image."""
     (metric,) = job.runner.val_loop.evaluator.metrics

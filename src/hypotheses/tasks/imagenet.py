@@ -150,6 +150,13 @@ def evaluate(job: Job) -> dict[str, float]:
     return job.module.metrics | {"val_images": len(job.val_loader.dataset)}  # type: ignore[arg-type]
 
 
+def validate_some(job: Job, batches: int) -> int:
+    """Predict so many batches of the validation, for a measurement; the images that they are."""
+    job.trainer.limit_val_batches = batches
+    evaluate(job)
+    return job.module.kept.shape[1]
+
+
 def predictions(job: Job) -> dict[str, np.ndarray]:
     """The predicted and the annotated class of each image of the validation split, in its order."""
     predicted, annotated = job.module.kept
@@ -363,6 +370,10 @@ class Report(L.Callback):
             shown = {"loss": row["train_loss"]} | {k: row[k] for k in ("top1_percent",) if k in row}
             self.progress.show(**shown)
         check_finite(row["train_loss"], f"in epoch {row['epoch']}")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, module: Any, *_: Any, **__: Any) -> None:
+        if self.progress and self.progress.due():
+            self.progress.beat()
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         if self.progress:

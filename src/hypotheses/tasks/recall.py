@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hypotheses.tasks import Run, imagenet
-from hypotheses.tasks.imagenet import Classification, curve, evaluate, fit, pictures, predictions, train
+from hypotheses.tasks.imagenet import Classification, curve, evaluate, fit, pictures, predictions, train, validate_some
 
-__all__ = ["build", "curve", "evaluate", "fit", "pictures", "predictions", "train"]
+__all__ = ["build", "curve", "evaluate", "fit", "pictures", "predictions", "train", "validate_some"]
 
 
 def build(run: Run) -> imagenet.Job:

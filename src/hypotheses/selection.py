@@ -1,0 +1,76 @@
+"""Which runs a command is about: what `make sweep`, `make plan` and `make status` take, read in one place."""
+
+import argparse
+import dataclasses
+import shlex
+
+from hypotheses import experiment
+from hypotheses.config import Config
+from hypotheses.errors import UserError
+from hypotheses.experiment import Experiment
+
+STALES = ("reuse", "rerun")
+USAGE = "HYP=1 [SCALE=demo] [TASK=coco] [SEEDS=5] [ARMS=all] [JOBS=2] [STALE=reuse|rerun]"
+LAST = " [ARGS='hardware=cpu paths.data=FOLDER']"
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """stale      what to do with records of other code: "reuse" or "rerun"; None where the user has not said
+    overrides  Hydra's, of hardware, paths and resume"""
+
+    hypothesis: Experiment
+    scale: str
+    seeds: int
+    arms: list[str]
+    tasks: list[str]
+    jobs: int | None
+    stale: str | None
+    overrides: list[str]
+
+    def configs(self) -> list[Config]:
+        """Of every run, in the order of a sweep."""
+        wanted = experiment.wanted(self.hypothesis, self.scale, self.seeds, self.arms, self.tasks)
+        return [experiment.config_of(self.scale, task, arm, seed, self.overrides) for task, arm, seed in wanted]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("hypothesis", help="number of a file in experiments/")
+    parser.add_argument("--scale", default="demo", help="demo, pilot or paper")
+    parser.add_argument("--task", help="one task of the hypothesis; all by default")
+    parser.add_argument("--seeds", type=int, help="a planned look: 5, 10 or 20; the first by default")
+    parser.add_argument("--arms", default="registered", help="registered (default), or all: the extra arms too")
+    parser.add_argument("--jobs", type=int, help="runs side by side; one per core or GPU by default")
+    parser.add_argument("--stale", help="what to do with records of other code: reuse, or rerun")
+    parser.add_argument("overrides", nargs="*", help="hardware=..., hardware.key=..., paths.key=..., resume=any|never")
+
+
+def read(asked: argparse.Namespace) -> Selection:
+    """What was asked for. Raises UserError with what can be."""
+    hypothesis = experiment.load(asked.hypothesis)
+    experiment.check_scale(hypothesis, asked.scale)
+    seeds = hypothesis.looks[0] if asked.seeds is None else asked.seeds
+    if seeds not in hypothesis.looks:
+        planned = ", ".join(map(str, hypothesis.looks))
+        raise UserError(f"SEEDS={seeds} is not a planned look; the registered ones are {planned}")
+    if asked.arms not in ("registered", "all"):
+        raise UserError(f"ARMS={asked.arms}: say all for the extra arms too, or leave it out")
+    if asked.task is not None and asked.task not in hypothesis.tasks:
+        raise UserError(
+            f"TASK={asked.task}: hypothesis {hypothesis.hypothesis} is about {', '.join(hypothesis.tasks)}: choose one, or leave "
+            "it out"
+        )
+    if asked.jobs is not None and asked.jobs < 1:
+        raise UserError(f"JOBS={asked.jobs}: give a number from 1")
+    if asked.stale not in (None, *STALES):
+        raise UserError(f"STALE={asked.stale}: choose one of {', '.join(STALES)}, or leave it out to be asked")
+    for override in asked.overrides:
+        if override.split("=")[0].split(".")[0] not in ("hardware", "paths", "resume"):
+            raise UserError(
+                f"{override}: a sweep takes hardware, paths and resume only, the rest is registered; for a variant use "
+                f"python -m hypotheses.run {shlex.quote(override)} tag=NAME"
+            )
+    arms = hypothesis.scales[asked.scale]
+    names = arms.all() if asked.arms == "all" else arms.registered()
+    tasks = [asked.task] if asked.task else list(hypothesis.tasks)
+    return Selection(hypothesis, asked.scale, seeds, names, tasks, asked.jobs, asked.stale, asked.overrides)

@@ -1,0 +1,123 @@
+"""Where the runs of a sweep stand, while it works or after: from the files alone, so also from another machine that sees them.
+
+python -m hypotheses.status 1 [--scale demo] [--task coco] [--seeds 5] [--arms all] [--watch] [--json] [paths.results=...]
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hypotheses import claims, selection, standing
+from hypotheses.cost import columns
+from hypotheses.errors import one_line
+from hypotheses.selection import Selection
+from hypotheses.standing import DEAD, FAILED, RECORDED, RUNNING, STALE, Standing
+
+EVERY = 2.0  # seconds between two looks of --watch
+QUIET = 60.0  # seconds without a heartbeat from which on that is said
+
+
+def look(asked: Selection) -> list[Standing]:
+    return [standing.of(config) for config in asked.configs()]
+
+
+def metric_of(asked: Selection, run: Standing) -> tuple[str, float] | None:
+    """The metric that is looked at on a run's task, and its latest value; None before the first validation."""
+    name = asked.hypothesis.metrics()[run.config["task"]["name"]]
+    if run.record:
+        return name, run.record["metrics"][name]
+    with contextlib.suppress(OSError, ValueError):
+        for text in reversed(Path(standing.folder(run.config), "metrics.jsonl").read_text().splitlines()):
+            if (row := json.loads(text)).get(name) is not None:
+                return name, row[name]
+    return None
+
+
+def silence(run: Standing) -> float | None:
+    """Seconds since the heartbeat of a run in progress, by the clock of its file system."""
+    return claims.age(standing.folder(run.config) / "heartbeat.json") if run.state == RUNNING else None
+
+
+def row(asked: Selection, run: Standing) -> dict[str, Any]:
+    """What is said of a run."""
+    found, beat = metric_of(asked, run), run.beat
+    quiet = silence(run)
+    return {
+        "run": run.address,
+        "state": run.state,
+        "percent": 100.0 if run.record else 100 * beat["step"] / beat["steps"] if beat.get("steps") else 0.0,
+        "step": beat.get("step"),
+        "steps": beat.get("steps"),
+        "seconds_left": beat.get("seconds_left") if run.state == RUNNING else None,
+        "silent_seconds": quiet,
+        "metric": found and found[0],
+        "value": found and found[1],
+        "failure": run.failure,
+        "why": run.why,
+        "checkpoint": run.step or None,
+        "tail": run.tail if run.state in (FAILED, DEAD) else [],
+    }
+
+
+def table(asked: Selection, rows: list[dict[str, Any]]) -> str:
+    counts: dict[str, int] = {}
+    for r in rows:
+        counts[r["state"]] = counts.get(r["state"], 0) + 1
+    said = ", ".join(f"{n} {state}" for state, n in counts.items())
+    name = f"hypothesis {asked.hypothesis.hypothesis} at {asked.scale} scale"
+    lines = [f"{name}, {asked.seeds} seeds: {len(rows)} runs: {said}", ""]
+    body, below = [["run", "state", "done", "left", "metric", ""]], [[]]
+    for r in rows:
+        state = f"{r['state']} ({r['failure']})" if r["failure"] else r["state"]
+        value = "-" if r["value"] is None else f"{r['metric']} {r['value']:.2f}"
+        left = "-" if r["seconds_left"] is None else duration(r["seconds_left"])
+        body.append([r["run"], state, f"{r['percent']:.0f} %", left, value, ""])
+        more = [r["why"]] if r["why"] and r["state"] in (FAILED, STALE, "conflict") else []
+        if (r["silent_seconds"] or 0) > QUIET:
+            more.append(f"no heartbeat for {duration(r['silent_seconds'])}: slow, or hung")
+        if r["state"] in (FAILED, DEAD, "interrupted") and r["checkpoint"]:
+            more.append(f"goes on from its checkpoint of step {r['checkpoint']}")
+        below.append(more + [f"| {line[:140]}" for line in r["tail"]])
+    for line, more in zip(columns(body), below, strict=True):
+        lines += [line, *(f"      {text}" for text in more)]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="make status HYP=1",
+        description="Where the runs of a sweep stand.",
+        usage=f"make status {selection.USAGE}{selection.LAST}; ARGS=--watch redraws it, ARGS=--json is for machines",
+    )
+    selection.add_options(parser)
+    parser.add_argument("--watch", action="store_true", help="look again until no run is in progress")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    given = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
+    asked = selection.read(given)
+    while True:
+        rows = [row(asked, run) for run in look(asked)]
+        text = json.dumps(rows, indent=1) if given.json else table(asked, rows)
+        if given.watch and sys.stdout.isatty():
+            sys.stdout.write("\x1b[H\x1b[2J")
+        print(text, flush=True)
+        if not given.watch or not any(r["state"] == RUNNING for r in rows):
+            return 0 if all(r["state"] in (RECORDED, STALE) for r in rows) or not given.watch else 1
+        time.sleep(EVERY)
+
+
+if __name__ == "__main__":
+    with one_line():
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:
+            sys.exit(130)

@@ -14,10 +14,12 @@ ARMS ?=
 JOBS ?=
 STALE ?=
 BUDGET ?=
+RUN ?=
+BUNDLE ?=
 ARGS ?=
 
 # a mistyped option would otherwise run another job than the one asked for
-OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS STALE BUDGET ARGS PYTHON
+OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS STALE BUDGET RUN BUNDLE ARGS PYTHON
 UNKNOWN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v))))
 ifneq ($(UNKNOWN),)
 $(error unknown option $(UNKNOWN): the options are $(OPTIONS); Hydra's go into ARGS="$(firstword $(UNKNOWN))=...")
@@ -41,6 +43,16 @@ plan: need-hyp .venv/ready  ## HYP=1, 2 or 3: what the sweep would do with each 
 
 status: need-hyp .venv/ready  ## HYP=1, 2 or 3: where each run stands; ARGS=--watch redraws it, ARGS=--json is for machines
 	@$(PY) -m hypotheses.status $(SWEEP) $(ARGS)
+
+reproduce: .venv/ready  ## RUN=demo/imagenet/mambaout_atto/seed_0: make a record again in a folder of its own, and compare
+	@if [ -z "$(RUN)" ]; then echo "error: say which record: make reproduce RUN=demo/imagenet/mambaout_atto/seed_0" >&2; exit 2; fi
+	@$(PY) -m hypotheses.reproduce $(RUN) $(ARGS)
+
+verify: .venv/ready  ## Whether all results are whole: hashes, metrics and tables made anew; BUNDLE=file: of an archive
+	@$(PY) -m hypotheses.verify $(BUNDLE) $(ARGS)
+
+bundle: .venv/ready  ## Pack records, events, rules and environment into BUNDLE=outputs/bundle.tar.gz, for another machine to verify
+	@$(PY) -m hypotheses.verify --bundle $(or $(BUNDLE),outputs/bundle.tar.gz) $(ARGS)
 
 report: no-sweep-options .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2 or 3 show that one
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
@@ -111,4 +123,4 @@ no-sweep-options:
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status report test test-slow bench reference clean need-hyp no-sweep-options
+.PHONY: help setup sweep plan status reproduce verify bundle report test test-slow bench reference clean need-hyp no-sweep-options

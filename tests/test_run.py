@@ -41,7 +41,7 @@ def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(
         bootstrap.path(record.path(config)),
         record.path(config).with_suffix(".jpg"),
     }
-    assert {f.name for f in (tmp_path / "results").iterdir()} == {"records", "registered", "attempts"}
+    assert {f.name for f in (tmp_path / "results").iterdir()} == {"records", "registered", "attempts", "provenance"}
     assert (
         record.path(config).relative_to(tmp_path).as_posix() == f"results/records/smoke/imagenet/{backbone}/seed_3.json"
     )

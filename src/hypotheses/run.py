@@ -23,7 +23,18 @@ from typing import Any
 
 import hydra
 
-from hypotheses import allocator, attempts, bootstrap, claims, data, experiment, pretrained, record, stopping
+from hypotheses import (
+    allocator,
+    attempts,
+    bootstrap,
+    claims,
+    data,
+    experiment,
+    pretrained,
+    provenance,
+    record,
+    stopping,
+)
 from hypotheses.checkpoint import Checkpoints
 from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
@@ -54,7 +65,8 @@ def run(config: Config) -> record.Record | None:
     from hypotheses import cost, tasks
 
     network = cost.of_run(config)  # a network that cannot be built is known before processes are started for it
-    registered = experiment.register(Path(config["paths"]["results"])) if main_process else {}
+    results = Path(config["paths"]["results"])
+    registered, kept = (experiment.register(results), provenance.keep(results)) if main_process else ({}, {})
     if launches_others(config):
         launch(config)
 
@@ -62,8 +74,8 @@ def run(config: Config) -> record.Record | None:
         torch.set_num_threads(threads)
     folder = Path(config["paths"]["outputs"], address)
     identity, device = record.identity(config, images.fingerprint, digest), device_name(config)
-    provenance = record.provenance(config, device)  # now, since the files may change while it trains
-    made_by = {key: provenance[key] for key in ("code", "packages", "kernels")} | {"processes": world_size()}
+    made = record.provenance(config, device)  # now, since the files may change while it trains
+    made_by = {key: made[key] for key in ("code", "packages", "kernels")} | {"processes": world_size()}
     if os.environ.get(EXPECTED, identity) != identity:
         raise UserError(
             f"conf/ or the data were changed while the sweep ran: type the sweep's command again ({address})"
@@ -75,7 +87,7 @@ def run(config: Config) -> record.Record | None:
             return done  # made by whoever held it until now
         if main_process:
             (folder / "heartbeat.json").unlink(missing_ok=True)  # of an earlier attempt
-            attempt.enter_context(attempts.noted(Path(config["paths"]["results"]), address))
+            attempt.enter_context(attempts.noted(results, address))
         checkpoints = Checkpoints(
             folder, identity, made_by, device, config["hardware"]["checkpoint_seconds"], config["resume"], main_process
         )
@@ -96,8 +108,11 @@ def run(config: Config) -> record.Record | None:
             "cost": network,
             "curve": task.curve(job),
             "seconds": round(checkpoints.elapsed(), 1),
-            "provenance": provenance
+            "provenance": made
             | {
+                "kept": kept,
+                "machine": provenance.machine(),
+                "flags": provenance.flags(),
                 "pretrained": digest,
                 "registered": registered,
                 "peak_memory_bytes": peak_memory(config),
@@ -106,16 +121,24 @@ def run(config: Config) -> record.Record | None:
             },
         }
         target = record.path(config)
-        if claim:
-            claim.check()
-        result["provenance"]["predictions"] = bootstrap.write(bootstrap.path(target), task.predictions(job))
-        record.write(target, result)
-        checkpoints.clear()
-        attempt.close()
         try:
-            record.write_aside(target.with_suffix(".jpg"), task.pictures(job))
+            drawn = task.pictures(job)
         except Exception as error:  # a picture is no reason to lose a run
             print(f"note: no pictures were drawn ({type(error).__name__}: {error})", file=sys.stderr)
+            drawn = None
+        if claim:
+            claim.check()
+        artefacts = {
+            "predictions": bootstrap.write(bootstrap.path(target), task.predictions(job)),
+            "weights": record.sha256(folder / "weights.pt"),
+        }
+        if drawn:
+            record.write_aside(target.with_suffix(".jpg"), drawn)
+            artefacts["pictures"] = record.sha256(target.with_suffix(".jpg"))
+        result["provenance"] |= {"predictions": artefacts["predictions"], "artefacts": artefacts}
+        record.write(target, result)  # the last file of a run: where it is, everything is
+        checkpoints.clear()
+        attempt.close()
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     print(f"{address}: {shown}; {result['seconds']:.0f} seconds; {record.path(config)}")
     return result

@@ -43,6 +43,21 @@ def write(hypothesis: Experiment | None, results: Path, scale: str | None = None
     """Write the report of every hypothesis and scale that has records. Return what a terminal shows of `hypothesis`, or of all, at
     `scale`, or at all. Raises UserError where a record of `hypothesis` is not valid; what is wrong with those of another one stands
     in the report."""
+    outputs, said = render(hypothesis, results, scale)
+    folder = results / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(results / ".report.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another one
+        for file, text in outputs.items():
+            record.write_aside(folder / file, text)
+        made = {file for kind in ("hypothesis_*", "published_*") for file in folder.glob(f"*/{kind}")}
+        for old in made - {folder / file for file in outputs}:
+            old.unlink()  # of runs that are gone
+    return said
+
+
+def render(hypothesis: Experiment | None, results: Path, scale: str | None = None) -> tuple[dict[str, str], str]:
+    """The report: its files by their names in results/report/, and what a terminal shows. Writes nothing."""
     sections: list[Section] = []
     unread: dict[str, str] = {}
     for number in experiment.numbers():
@@ -70,15 +85,6 @@ def write(hypothesis: Experiment | None, results: Path, scale: str | None = None
             f"tables/{table.name}.csv": table.csv(),
             f"tables/{table.name}.tex": table.latex(),
         }
-    folder = results / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(results / ".report.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another one
-        for file, text in outputs.items():
-            record.write_aside(folder / file, text)
-        made = {file for kind in ("hypothesis_*", "published_*") for file in folder.glob(f"*/{kind}")}
-        for old in made - {folder / file for file in outputs}:
-            old.unlink()  # of runs that are gone
     shown = [s for s in sections if hypothesis is None or s.hypothesis.hypothesis == hypothesis.hypothesis]
     if hypothesis and scale:
         shown = [s for s in shown if s.scale == scale] or [section(hypothesis, results, scale)]
@@ -87,7 +93,8 @@ def write(hypothesis: Experiment | None, results: Path, scale: str | None = None
         warnings.append(
             f"note: {tables.PUBLISHED} is not there, and no published results in the report: git checkout {tables.PUBLISHED}"
         )
-    return "\n".join([*(terminal(s) for s in shown), "", *warnings, f"report: {folder / 'index.html'}"])
+    page = results / "report" / "index.html"
+    return outputs, "\n".join([*(terminal(s) for s in shown), "", *warnings, f"report: {page}"])
 
 
 def sections_of(hypothesis: Experiment, results: Path) -> list[Section]:

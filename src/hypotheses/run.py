@@ -80,7 +80,6 @@ def run(config: Config) -> record.Record | None:
         raise UserError(
             f"conf/ or the data were changed while the sweep ran: type the sweep's command again ({address})"
         )
-    faulthandler.register(signal.SIGUSR2)  # on which a run that hangs says where
     with stopping.handled(), contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
         claim = held.enter_context(claims.held(folder)) if main_process else None
         if world_size() == 1 and (done := record.find(config, images.fingerprint, digest)):
@@ -338,6 +337,7 @@ def explained() -> Iterator[None]:
 
 
 def main() -> None:
+    faulthandler.register(signal.SIGUSR2)  # on which a run that hangs says where
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises, and does not print and exit
     with one_line(), explained():
         try:

@@ -125,7 +125,11 @@ def check_metrics(found: Found, one: record.Record, file: Path, results: Path) -
 
 def check_report(found: Found, results: Path) -> None:
     """Make the report anew, and compare every file of it."""
-    outputs, _ = report.render(None, results)
+    try:
+        outputs, _ = report.render(None, results)
+    except UserError as error:
+        found.problems.append(f"the report cannot be made anew: {error}")
+        return
     for name, text in sorted(outputs.items()):
         file = results / "report" / name
         if not file.exists():

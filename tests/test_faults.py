@@ -11,11 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from hypotheses import attempts, claims, failures, record, standing, sweep
+from hypotheses import attempts, checkpoint, claims, failures, record, standing, sweep
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
+from hypotheses.run import run
 from hypotheses.selection import Selection
 
 ARMS = ["mambaout_atto", "mambaout_atto_identity"]
@@ -392,3 +395,169 @@ def test_signals_in_a_sweep_reach_the_runs_as_a_request_to_stop(paths, tmp_path)
     again = begin(paths)
     said = again.communicate(timeout=300)[0]
     assert again.returncode == 0 and len(records(tmp_path)) == 6, said
+
+
+# ---- the rest of docs/faults.md --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """Mount small file systems; they are gone after the test."""
+    made = []
+
+    def mount(name: str, options: str) -> Path:
+        place = tmp_path / name
+        place.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place]).returncode:
+            pytest.skip("mounting a file system needs root")
+        made.append(place)
+        return place
+
+    yield mount
+    for place in reversed(made):
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_disk_that_fills_up_in_a_sweep_fails_the_runs_that_it_meets_and_loses_none(
+    small, tmpfs, tmp_path, monkeypatch
+):
+    """There was room when the sweep began, and there is none when its runs do."""
+    disk = tmpfs("outputs", "size=260m")
+    ballast = disk / "ballast"
+    monkeypatch.setattr(sweep, "check_space", lambda config: ballast.write_bytes(bytes(259 * 2**20)))
+    code, shown = small()
+    assert code == 1 and re.search(r"FAILED \(disk\), .*(cannot write|no disk space)", shown), shown
+    assert records(tmp_path) == []
+    ballast.unlink()
+    monkeypatch.setattr(sweep, "check_space", lambda config: None)
+    code, shown = small()
+    assert code == 0 and len(records(tmp_path)) == 2
+
+
+def test_results_that_cannot_be_written_are_said_before_anything_is_trained(tmpfs, paths, one_line_error):
+    place = tmpfs("results", "size=1m,ro")
+    said = one_line_error("hypotheses.sweep", "1", *paths[:2], f"paths.results={place}")
+    assert f"cannot write to {place} (Read-only file system): set paths.results=FOLDER" in said
+
+
+def test_results_that_become_read_only_on_the_way_lose_no_record(small, tmpfs, tmp_path):
+    place = tmpfs("results", "size=300m")
+    assert small()[0] == 0
+    before = records(tmp_path)
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    with pytest.raises(UserError, match=r"cannot write to .* \(Read-only file system\)"):
+        small(seeds=2)
+    assert records(tmp_path) == before
+    subprocess.run(["mount", "-o", "remount,rw", place], check=True)
+    assert small(seeds=2)[0] == 0 and len(records(tmp_path)) == 4
+
+
+def test_a_record_that_is_cut_short_is_named_and_nothing_is_run(small, tmp_path):
+    assert small()[0] == 0
+    file = tmp_path / "results" / "records" / f"{address()}.json"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match=rf"{file} is not a valid record .*: delete it and run the same command again"):
+        small(seeds=2)
+    assert len(list((tmp_path / "results" / "records").rglob("*.json"))) == 2
+    file.unlink()
+    code, shown = small()
+    assert code == 0 and "1 recorded, 1 to run" in shown
+
+
+@pytest.mark.parametrize("task", ["imagenet", "coco", "ade20k"])
+def test_an_image_that_cannot_be_read_in_the_middle_of_an_epoch(task, tmp_path, paths):
+    """It ends the run with the file's name, and after it is mended the run goes on from its checkpoint."""
+    if task == "imagenet":  # read from files, one by one, as a set that is too large for the memory is
+        rng = np.random.default_rng(0)
+        for split, count in (("train", 20), ("val", 5)):
+            for name in range(10):
+                folder = tmp_path / "images" / split / f"n{name}"
+                folder.mkdir(parents=True)
+                for i in range(count if split == "train" else 1):
+                    Image.fromarray(rng.integers(0, 255, (40, 40, 3), "uint8")).save(folder / f"{i}.JPEG")
+        more = [f"paths.imagenet={tmp_path / 'images'}", "recipe.data={source: imagenet, classes: null}", "recipe.in_memory=false",
+                "scale=smoke", "recipe.batch_size=20"]  # fmt: skip
+    else:
+        more = [
+            "scale=demo",
+            "tag=short",
+            "recipe.data.train_images=24",
+            "recipe.data.val_images=4",
+            "recipe.batch_size=4",
+        ]
+        more += ["recipe.schedule={warmup_steps: 2, milestones: []}", "recipe.epochs=1"] if task == "coco" else []
+        more += (
+            ["recipe.schedule={warmup_steps: 2}", "recipe.steps=6", "recipe.validate_every=6"]
+            if task == "ade20k"
+            else []
+        )
+    config = compose(
+        [
+            f"task={task}",
+            *more,
+            *paths,
+            "hardware=cpu",
+            "hardware.threads=1",
+            "hardware.workers=0",
+            "hardware.checkpoint_seconds=0",
+        ]
+    )
+    broken: list[tuple[Path, bytes]] = []
+    written = checkpoint.Checkpoints.keep
+
+    def spoil(self, partial, target, step):
+        written(self, partial, target, step)
+        if step == 3 and not broken:
+            for file in sorted((tmp_path / ("images" if task == "imagenet" else "data")).rglob("*")):
+                if "train" in str(file) and file.suffix in (".JPEG", ".jpg", ".png") and "annotations" not in str(file):
+                    broken.append((file, file.read_bytes()))
+                    file.write_bytes(broken[-1][1][: len(broken[-1][1]) // 3])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint.Checkpoints, "keep", spoil)
+        with pytest.raises(UserError, match="cannot be read") as error:
+            run(config)
+    assert any(str(file) in str(error.value) for file, _ in broken) and "mend or replace" in str(error.value)
+    ((how, kind),) = attempts.ends(tmp_path / "results", record.address(config))
+    assert kind == "input" and how.startswith("UserError: ")
+    for file, content in broken:
+        file.write_bytes(content)
+    made = run(config)
+    assert made and made["provenance"]["resumed_at_steps"][0] >= 3
+
+
+def test_a_clock_that_is_set_back_changes_nothing(small, tmp_path, monkeypatch):
+    """Each run sees the time of day jump back by a day at its second step; heartbeats, claims and minutes go by other clocks."""
+    code, shown = small("clock")
+    assert code == 0, shown
+    made = records(tmp_path)
+    assert len(made) == 2 and all(0 < r["seconds"] < 300 for r in made)
+    assert attempts.read(tmp_path / "results", address()) == [attempts.RECORDED]
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_everything_at_once(paths, tmp_path):
+    """Though a run in progress hangs and would take the whole time of grace."""
+    environment = {"PYTHONPATH": str(ROOT / "tests" / "faults"), "FAULT": f"hang,1,{ARMS[0]},{tmp_path / 'flag'}"}
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from hypotheses import experiment, sweep; from hypotheses.selection import Selection; import sys;"
+        f"sys.exit(sweep.sweep(Selection(experiment.load('1'), 'smoke', 1, {ARMS[:1]!r}, ['imagenet'], 1, None,"
+        f" {[*paths, 'hardware=cpu']!r})))"
+    )
+    sweeping = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "flag").exists():
+        assert time.monotonic() < deadline and sweeping.poll() is None
+        time.sleep(0.05)
+    sweeping.send_signal(signal.SIGINT)
+    time.sleep(1.0)
+    begun = time.monotonic()
+    sweeping.send_signal(signal.SIGINT)
+    said = sweeping.communicate(timeout=60)[1]
+    assert time.monotonic() - begun < 10 and sweeping.returncode == 130, said
+    assert "Ctrl-C again to kill them" in said and "interrupted: 0 of 1 runs done" in said and "Traceback" not in said
+    assert str(tmp_path) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout

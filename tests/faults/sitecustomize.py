@@ -39,6 +39,9 @@ if "FAULT" in os.environ and "hypotheses.run" in " ".join(sys.orig_argv):
                     parameter.data.fill_(float("nan"))
             elif kind == "code":
                 raise ZeroDivisionError("a mistake")
+            elif kind == "clock":
+                then, wall = time.time() - 86_400, time.monotonic()
+                time.time = lambda: then + time.monotonic() - wall
             elif kind == "full":
                 raise OSError(28, "No space left on device", "/somewhere")
 

@@ -89,7 +89,7 @@ reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/
 	@$(PY) -m hypotheses.report > /dev/null
 	rm -rf results/.reference && mkdir -p results/.reference/records/demo results/.reference/attempts/demo
 	for task in $(TASKS); do for kind in records attempts; do cp -r results/$$kind/demo/$$task results/.reference/$$kind/demo/; done; done
-	cp -r results/registered results/.reference/
+	cp -r results/registered results/provenance results/.reference/
 	find results/.reference -name '*.jpg' ! -name 'seed_0.jpg' -delete
 	find results/.reference -name '*+*' -prune -exec rm -rf {} + # variants with a tag
 	rm -rf results/reference && mv results/.reference results/reference

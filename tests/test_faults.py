@@ -561,3 +561,17 @@ def test_ctrl_c_twice_ends_everything_at_once(paths, tmp_path):
     assert time.monotonic() - begun < 10 and sweeping.returncode == 130, said
     assert "Ctrl-C again to kill them" in said and "interrupted: 0 of 1 runs done" in said and "Traceback" not in said
     assert str(tmp_path) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
+def test_the_table_of_faults_names_tests_and_classes_that_are_there():
+    text = (ROOT / "docs" / "faults.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    defined = {
+        name
+        for file in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert named and named <= defined, named - defined
+    times = {0: "never", 1: "once", 2: "twice"}
+    for name, meaning in failures.MEANING.items():
+        assert f"| {name} | {meaning} | {times[failures.RETRIES[name]]} |" in text

@@ -27,6 +27,7 @@ from hypotheses.errors import UserError, one_line
 from hypotheses.metrics import METRICS
 
 MANIFEST = "MANIFEST.sha256"
+KEPT = {"predictions": ".npz", "pictures": ".jpg"}
 OF_RESULTS = ("records", "attempts", "registered", "provenance", "replaced", "report")
 OF_PROJECT = ("experiments", "conf", "requirements.lock")
 
@@ -92,10 +93,8 @@ def check(found: Found, one: record.Record, file: Path, results: Path, outputs: 
     for name, sha256 in (made.get("artefacts") or {"predictions": made.get("predictions")}).items():
         if sha256 is None:
             continue
-        if name == "weights":
-            found.compare(name, outputs / one["address"] / "weights.pt", sha256, must_exist=False)
-        else:
-            found.compare(name, file.with_suffix({"predictions": ".npz", "pictures": ".jpg"}[name]), sha256)
+        place = outputs / one["address"] / "weights.pt" if name == "weights" else file.with_suffix(KEPT[name])
+        found.compare(name, place, sha256, must_exist=name == "predictions")
     for name, sha256 in made.get("registered", {}).items():
         found.compare("registered rules", experiment.registered_copy(results, name, sha256), sha256)
     for kind, sha256 in made.get("kept", {}).items():

@@ -135,6 +135,14 @@ def deviations(s: Section, results: Path, unregistered: list[str]) -> list[str]:
     records = s.records
     if silent:
         lines.append(f"{silent} of {len(records)} runs were made before attempts at a run were kept")
+    if resumed := sum(bool(r["provenance"].get("resumed_at_steps")) for r in records):
+        lines.append(f"{resumed} of {len(records)} runs went on from a checkpoint")
+    for r in records:
+        place = results / "replaced" / r["address"]
+        if again := len(list(place.parent.glob(f"{place.name}_*"))):
+            lines.append(
+                f"{r['address']}: {again} earlier record{'s' * (again > 1)} of other code replaced, kept in results/replaced/"
+            )
     if dirty := sum(r["provenance"]["dirty"] for r in records):
         lines.append(f"{dirty} of {len(records)} runs were made with uncommitted changes")
     for key, what in (("code", "training code"), ("device", "device"), ("python", "Python")):

@@ -40,6 +40,20 @@ def small(hypothesis, paths, tmp_path, capsys, monkeypatch):
     return run
 
 
+# what torchrun prints where one of its processes has ended, and it ends the others
+TORCHRUN = """[1]:
+  time      : 2026-11-25_15:40:34
+  exitcode  : -15 (pid: 32302)
+  traceback : Signal 15 (SIGTERM) received by PID 32302
+-------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-25_15:40:34
+  rank      : 0 (local_rank: 0)
+  exitcode  : {code} (pid: 32301)
+"""
+
+
 def address(arm: str = FAULTY, seed: int = 0) -> str:
     return f"smoke/imagenet/{arm}/seed_{seed}"
 
@@ -120,7 +134,10 @@ def test_a_run_that_is_killed_again_and_again_is_given_up(small, tmp_path, monke
         (2, "error: no images at /nowhere/train", 0, "input"),
         (75, "error: /x: another process is at this run now (process 3 on a); wait", 0, failures.BUSY),
         (1, "bar  1/9\rbar  2/9\rerror: out of memory (x): make", 0, "memory"),
-        (1, "  exitcode  : -9 (pid: 100)\n  traceback : Signal 9 (SIGKILL) received by PID 100", 0, "killed"),
+        (1, TORCHRUN.format(code=-9), 0, "killed"),
+        (1, TORCHRUN.format(code=-11), 0, "crash"),
+        (1, TORCHRUN.format(code=143), 0, failures.STOPPED),
+        (1, TORCHRUN.format(code=1), 0, "code"),
         (1, "error: training diverged: the loss is nan\nE1 [launcher] failed (exitcode: 1) local_rank: 0", 0, "nan"),
     ],
 )

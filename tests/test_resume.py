@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hypotheses import checkpoint, record
-from hypotheses.config import compose
+from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
 from hypotheses.run import run
 
@@ -142,6 +142,32 @@ def test_a_run_killed_at_twenty_random_moments_ends_with_the_same_bits(task, wor
     """In a step, in a validation, while a checkpoint is written, between epochs: wherever it happens to be."""
     resumed = killed_at_random(task, 20, tmp_path, uninterrupted, f"hardware.workers={workers}")
     assert len(set(resumed)) > 3  # the kills were spread over the runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("task", RUNS)
+def test_two_processes_of_which_one_is_killed_go_on_with_the_same_bits(task, fault, tmp_path, command):
+    """torchrun and gloo on the CPU; the other process is ended too, and the same command goes on. A request to stop to one of them
+    leaves a checkpoint of both."""
+    common = ["hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "hardware.checkpoint_seconds=0"]
+
+    def run_it(name: str, **environment: str) -> Any:
+        words = [f"paths.outputs={tmp_path / name / 'outputs'}", f"paths.results={tmp_path / name / 'results'}"]
+        data = f"paths.data={tmp_path / 'data'}"
+        words = [f"task={task}", "backbone=mambaout_atto", *RUNS[task], *common, *words, data]
+        return command("hypotheses.run", *words, **environment), compose(words)
+
+    done, config = run_it("whole")
+    assert done.returncode == 0, done.stderr
+    whole = left(config)
+    faults = {"PYTHONPATH": str(ROOT / "tests" / "faults"), "FAULT": f"{fault},6,mambaout_atto,{tmp_path / 'flag'}"}
+    done, config = run_it("killed", **faults)
+    assert done.returncode != 0 and not record.path(config).exists()
+    done, config = run_it("killed", **faults)
+    assert done.returncode == 0, done.stderr
+    same(left(config), whole)
+    assert record.read(record.path(config))["provenance"]["resumed_at_steps"] == [5 if fault == "SIGKILL" else 6]
 
 
 @pytest.mark.parametrize("task", RUNS)

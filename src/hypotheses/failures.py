@@ -56,9 +56,8 @@ def classify(returncode: int, log: str, ooms: int = 0) -> str:
             if re.search(pattern, line):
                 return name
     # a launcher of several processes says how one of them ended
-    if found := re.search(r"Signal (\d+) \(SIG\w+\) received by PID|exitcode\s*:\s*-(\d+)", log[-4000:]):
-        number = int(found[1] or found[2])
-        return classify(-number, "", ooms)
+    if found := re.search(r"^Root Cause.*?exitcode\s*:\s*(-?\d+)", log, re.S | re.M):
+        return classify(int(found[1]), "", ooms)
     return "code"
 
 

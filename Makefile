@@ -44,14 +44,14 @@ plan: need-hyp .venv/ready  ## HYP=1, 2 or 3: what the sweep would do with each 
 status: need-hyp .venv/ready  ## HYP=1, 2 or 3: where each run stands; ARGS=--watch redraws it, ARGS=--json is for machines
 	@$(PY) -m hypotheses.status $(SWEEP) $(ARGS)
 
-reproduce: .venv/ready  ## RUN=demo/imagenet/mambaout_atto/seed_0: make a record again in a folder of its own, and compare
+reproduce: no-selection .venv/ready  ## RUN=demo/imagenet/mambaout_atto/seed_0: make a record again in a folder of its own, and compare
 	@if [ -z "$(RUN)" ]; then echo "error: say which record: make reproduce RUN=demo/imagenet/mambaout_atto/seed_0" >&2; exit 2; fi
 	@$(PY) -m hypotheses.reproduce $(RUN) $(ARGS)
 
-verify: .venv/ready  ## Whether all results are whole: hashes, metrics and tables made anew; BUNDLE=file: of an archive
+verify: no-selection .venv/ready  ## Whether all results are whole: hashes, metrics and tables made anew; BUNDLE=file: of an archive
 	@$(PY) -m hypotheses.verify $(BUNDLE) $(ARGS)
 
-bundle: .venv/ready  ## Pack records, events, rules and environment into BUNDLE=outputs/bundle.tar.gz, for another machine to verify
+bundle: no-selection .venv/ready  ## Pack records, events, rules and environment into BUNDLE=outputs/bundle.tar.gz, for another machine to verify
 	@$(PY) -m hypotheses.verify --bundle $(or $(BUNDLE),outputs/bundle.tar.gz) $(ARGS)
 
 report: no-sweep-options .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2 or 3 show that one
@@ -96,10 +96,13 @@ reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/
 	$(PY) -m hypotheses.report paths.results=results/reference
 
 clean:  ## Remove what the demo has made: its digits, logs, records and reports
-	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/report
+	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report
 
 need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi
+
+no-selection:
+	@if [ -n "$(strip $(SWEEP))$(BUDGET)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes RUN, BUNDLE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
 
 no-sweep-options:
 	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)$(STALE)$(BUDGET)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
@@ -123,4 +126,4 @@ no-sweep-options:
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status reproduce verify bundle report test test-slow bench reference clean need-hyp no-sweep-options
+.PHONY: help setup sweep plan status reproduce verify bundle report test test-slow bench reference clean need-hyp no-sweep-options no-selection

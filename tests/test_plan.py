@@ -12,6 +12,7 @@ import pytest
 from hypotheses import attempts, checkpoint, claims, data, experiment, plan, record, selection, standing, status
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
+from hypotheses.run import device_name
 
 ARMS = ["mambaout_atto", "mambaout_atto_ssm", "mambaout_atto_identity"]
 
@@ -45,6 +46,7 @@ def states(asked, make_records, tmp_path):
         one["identity"], one["data_fingerprint"] = record.identity(config, fingerprint), fingerprint
         one["seconds"] = 60.0 + 60 * seed
         one["provenance"] |= {"code": record.code_fingerprint(), "packages": packages, "peak_memory_bytes": 7 * 2**20}
+        one["provenance"] |= {"device": device_name(config), "threads": 1}
         one["provenance"] |= provenance
         record.write(record.path(config), one)
 
@@ -63,8 +65,9 @@ def states(asked, make_records, tmp_path):
     log.write_text("bar 1\rbar 2\nerror: training diverged: the loss is nan at step 9\n")
     killed = configs[ARMS[0], 4]
     attempts.add(attempts.path(results, record.address(killed)), begun=attempts.now())
-    checkpoints = checkpoint.Checkpoints(standing.folder(killed), "me", {}, "1 x CPU", 0.0)
-    checkpoints.write(93, lambda file: file.write_bytes(b"x") and None)
+    made_by = {"code": record.code_fingerprint(), "packages": packages}
+    identity = record.identity(killed, data.prepare(killed).fingerprint)
+    checkpoint.Checkpoints(standing.folder(killed), identity, made_by, 0.0).write(93, b"x")
     (standing.folder(killed) / "heartbeat.json").write_text(
         json.dumps({"step": 93, "steps": 465, "seconds_left": 30.0})
     )
@@ -120,9 +123,9 @@ def test_a_budget_that_cannot_be_kept_stops_it(asked, states):
     with pytest.raises(UserError, match="BUDGET=5: how long imagenet mambaout_atto_ssm takes not measured"):
         plan.check_budget(whole, "5")
     part = plan.make(dataclasses.replace(asked, arms=ARMS[:1]), measure=False)
-    assert part.minutes == pytest.approx(1.5 * 1.8 / 2)
-    plan.check_budget(part, "1.4")
-    with pytest.raises(UserError, match=r"BUDGET=1: the sweep would take about 1 minutes, 2 runs at a time: give more"):
+    assert part.minutes == pytest.approx(1.5)  # no less than the longest run, though two go side by side
+    plan.check_budget(part, "1.6")
+    with pytest.raises(UserError, match=r"BUDGET=1: the sweep would take about 2 minutes, 2 runs at a time: give more"):
         plan.check_budget(part, "1")
     with pytest.raises(UserError, match="BUDGET=soon: give a number of minutes"):
         plan.check_budget(part, "soon")
@@ -130,7 +133,7 @@ def test_a_budget_that_cannot_be_kept_stops_it(asked, states):
 
 @pytest.mark.parametrize("task", ["imagenet", "coco", "ade20k"])
 def test_a_measurement_is_of_the_real_run(task, paths):
-    """Against a run of as few steps: of the same order, and the memory of the process."""
+    """Its steps and images, and the memory of the process."""
     found = plan.measure_here(compose([f"task={task}", "scale=demo", "hardware=cpu", "hardware.threads=1", *paths,
                                        *(["recipe.data.train_images=16", "recipe.data.val_images=8"] if task != "imagenet" else []),
                                        "recipe.batch_size=4", "tag=short"]))  # fmt: skip
@@ -145,7 +148,10 @@ def test_data_that_are_not_there_are_said_and_stop_no_plan(paths, command):
 
 
 def test_a_status_says_where_each_run_stands(asked, states):
-    rows = {r["run"].removeprefix("demo/imagenet/"): r for r in (status.row(asked, run) for run in status.look(asked))}
+    rows = {
+        r["run"].removeprefix("demo/imagenet/"): r
+        for r in (status.row(asked, standing.of(config)) for config in asked.configs())
+    }
     running = rows["mambaout_atto_ssm/seed_0"]
     assert running["state"] == "running" and running["percent"] == pytest.approx(100 * 46 / 465)
     assert (running["seconds_left"], running["metric"], running["value"]) == (45.0, "top1_percent", 33.3)
@@ -168,7 +174,7 @@ def test_a_slow_run_is_told_from_a_dead_one(asked, states):
     slow = standing.folder(states[ARMS[1], 0])
     then = time.time() - 200
     os.utime(slow / "heartbeat.json", (then, then))
-    rows = [status.row(asked, run) for run in status.look(asked)]
+    rows = [status.row(asked, standing.of(config)) for config in asked.configs()]
     assert "no heartbeat for 3 min: slow, or hung" in status.table(asked, rows)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -176,7 +182,7 @@ def test_a_slow_run_is_told_from_a_dead_one(asked, states):
     claims.claim_file(slow, number).write_text(json.dumps(said | {"pid": gone.pid, "born": "1"}))
     file = attempts.path(slow.parents[4] / "results", record.address(states[ARMS[1], 0]))
     attempts.add(file, begun=attempts.now())
-    found = {r["run"]: r["state"] for r in (status.row(asked, run) for run in status.look(asked))}
+    found = {r["run"]: r["state"] for r in (status.row(asked, standing.of(config)) for config in asked.configs())}
     assert found[record.address(states[ARMS[1], 0])] == "dead"
 
 
@@ -184,7 +190,7 @@ def test_the_commands(paths, tmp_path):
     def make(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
-    done = make("status", "HYP=2", f"ARGS={' '.join(paths)} --json")
+    done = make("--no-print-directory", "status", "HYP=2", f"ARGS={' '.join(paths)} --json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert len(rows) == 39 and {r["state"] for r in rows} == {"waiting"}

@@ -78,6 +78,11 @@ def left(config: Any) -> dict[str, Any]:
     }
 
 
+def went_on(found: record.Record) -> list[int]:
+    """The steps at which attempts at a run went on from a checkpoint."""
+    return [attempt["step"] for attempt in found["provenance"]["attempts"][1:]]
+
+
 def same(a: dict[str, Any], b: dict[str, Any]) -> None:
     for name, tensor in a.pop("weights").items():
         assert torch.equal(tensor, b["weights"][name]), name
@@ -124,7 +129,7 @@ def killed_at_random(task: str, kills: int, folder: Path, uninterrupted: Any, *m
             done += 1
         whole = uninterrupted(task, *more)[0]
         same(left(config), whole)
-        resumed += record.read(record.path(config))["provenance"]["resumed_at_steps"]
+        resumed += went_on(record.read(record.path(config)))
         assert not (place / "outputs" / record.address(config) / "checkpoints").exists()
         number += 1
     return resumed
@@ -167,7 +172,7 @@ def test_two_processes_of_which_one_is_killed_go_on_with_the_same_bits(task, fau
     done, config = run_it("killed", **faults)
     assert done.returncode == 0, done.stderr
     same(left(config), whole)
-    assert record.read(record.path(config))["provenance"]["resumed_at_steps"] == [5 if fault == "SIGKILL" else 6]
+    assert went_on(record.read(record.path(config))) == [5 if fault == "SIGKILL" else 6]
 
 
 @pytest.mark.parametrize("task", RUNS)
@@ -184,20 +189,26 @@ def killed_in(config: Any, log: Path, monkeypatch: Any, moment: str) -> None:
 
     keep = checkpoint.Checkpoints.keep
 
-    def dying(self: checkpoint.Checkpoints, partial: Path, target: Path, step: int) -> None:
-        if step == 5 and moment == "in the middle of the file":
-            os.truncate(partial, 1000)
-            die()
-        if step == 5 and moment == "before the rename":
-            monkeypatch.setattr(checkpoint.os, "replace", die)
+    aside = checkpoint.write_aside
+
+    def dying(self: checkpoint.Checkpoints, target: Path, step: int) -> None:
         if step == 5 and moment == "before the index":
-            monkeypatch.setattr(checkpoint, "write_aside", die)
-        keep(self, partial, target, step)
+            die()
+        keep(self, target, step)
         if step == 5:
             die()
 
+    def dying_aside(target: Path, content: Any) -> None:
+        if target.name == "step_5.pt" and moment == "in the middle of the file":
+            (target.parent / ".step_5.pt.x").write_bytes(content[:1000])
+            die()
+        if target.name == "step_5.pt" and moment == "before the rename":
+            monkeypatch.setattr(record.os, "replace", die)
+        aside(target, content)
+
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.Checkpoints, "keep", dying)
+        patched.setattr(checkpoint, "write_aside", dying_aside)
         assert end(start(config, log)) == -signal.SIGKILL, log.read_text()
 
 
@@ -218,7 +229,7 @@ def test_two_checkpoints_are_kept_and_none_after_the_record(stopped, capsys):
     assert {file.name for file in folder.iterdir()} == {"step_5.pt", "step_4.pt", "index.json"}
     made = run(config)
     assert "goes on from its checkpoint of step 5" in capsys.readouterr().out
-    assert made and made["provenance"]["resumed_at_steps"] == [5]
+    assert made and went_on(made) == [5]
     same(left(config), whole)
     assert not folder.exists()
 
@@ -238,7 +249,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, stopped, caps
         )
     made = run(config)
     assert f"warning: {file} is not whole: it is passed over for an earlier one" in capsys.readouterr().err
-    assert made and made["provenance"]["resumed_at_steps"] == [before["step"]]
+    assert made and went_on(made) == [before["step"]]
     same(left(config), whole)
 
 
@@ -247,7 +258,7 @@ def test_an_index_that_cannot_be_read_means_to_begin_anew(content, stopped):
     config, folder, whole = stopped
     (folder / "index.json").write_text(content)
     made = run(config)
-    assert made and made["provenance"]["resumed_at_steps"] == []
+    assert made and went_on(made) == []
     same(left(config), whole)
 
 
@@ -256,20 +267,20 @@ def test_a_checkpoint_by_other_code_waits_for_the_user_s_word(key, value, stoppe
     config, folder, whole = stopped
     entries = checkpoint.listed(folder)
     for entry in entries:
-        entry["made_by"] = entry["made_by"] | {key: value}
+        entry["attempts"][-1] |= {key: value}
     (folder / "index.json").write_text(json.dumps(entries))
     with pytest.raises(UserError, match=rf"was written by another {key}.*resume=any .* resume=never begins anew"):
         run(config)
     assert checkpoint.listed(folder) == entries
     made = run(config | {"resume": "any"})
-    assert made and made["provenance"]["resumed_at_steps"] == [entries[0]["step"]]
+    assert made and went_on(made) == [entries[0]["step"]]
     same(left(config), whole)
 
 
 def test_resume_never_begins_anew(stopped):
     config, _, whole = stopped
     made = run(config | {"resume": "never"})
-    assert made and made["provenance"]["resumed_at_steps"] == []
+    assert made and went_on(made) == []
     same(left(config), whole)
 
 
@@ -277,7 +288,7 @@ def test_another_configuration_at_the_same_address_begins_anew(stopped, tmp_path
     config, _, _ = stopped
     recipe = config["recipe"] | {"optimizer": config["recipe"]["optimizer"] | {"lr": 1e-4}}
     made = run(config | {"recipe": recipe})
-    assert made and made["provenance"]["resumed_at_steps"] == []
+    assert made and went_on(made) == []
 
 
 @pytest.mark.parametrize("moment", ["before the rename", "before the index", "in the middle of the file"])
@@ -286,7 +297,7 @@ def test_killed_while_a_checkpoint_is_written(moment, tmp_path, uninterrupted, m
     config = asked("imagenet", tmp_path, data, "hardware.workers=0")
     killed_in(config, tmp_path / "log.txt", monkeypatch, moment)
     made = run(config)
-    assert made and made["provenance"]["resumed_at_steps"] == [4]
+    assert made and went_on(made) == [4]
     same(left(config), whole)
 
 
@@ -306,9 +317,9 @@ def test_a_request_to_stop_leaves_a_checkpoint_of_the_step(task, number, tmp_pat
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.Checkpoints, "due", asked_to_stop)
         code, log = end(start(config, tmp_path / "log.txt")), (tmp_path / "log.txt").read_text()
-    assert code == 128 + number and "stopping at the end of this step, with a checkpoint" in log
+    assert code == 128 + number and "stopping at the end of this step" in log
     made = run(config)
-    assert made and made["provenance"]["resumed_at_steps"] == [4]
+    assert made and went_on(made) == [4]
     same(left(config), whole)
 
 
@@ -321,17 +332,30 @@ def test_seconds_are_those_of_all_attempts(stopped):
     assert made and 1000 < made["seconds"] < 1100
 
 
-def test_a_disk_that_is_full_for_checkpoints_ends_no_run(tmp_path, capsys):
-    checkpoints = checkpoint.Checkpoints(tmp_path, "me", {}, "1 x CPU", 0.0)
+@pytest.mark.parametrize("task", RUNS)
+def test_a_disk_that_is_full_for_checkpoints_ends_no_run(task, tmp_path, uninterrupted, monkeypatch, capsys):
+    """By a limit on the size of a file, which the system meets as it meets a full disk; weights and record are smaller."""
+    whole, _, data = uninterrupted(task, "hardware.workers=0")
+    config = asked(task, tmp_path, data, "hardware.workers=0")
+    write = checkpoint.write_aside
 
-    def full(file: Path) -> None:
-        file.write_bytes(b"some")
-        raise OSError(28, "No space left on device")
+    def full(target: Path, content: Any) -> None:
+        if target.suffix == ".pt":
+            with open("/dev/full", "wb") as device:
+                device.write(content)
+        write(target, content)
 
-    checkpoints.write(1, lambda file: file.write_bytes(b"one") and None)
-    for step in (2, 3):
-        checkpoints.write(step, full)
-    assert capsys.readouterr().err.count("warning: no checkpoint is written") == 1
+    monkeypatch.setattr(checkpoint, "write_aside", full)
+    made = run(config)
+    assert made and capsys.readouterr().err.count("warning: no checkpoint is written at") == 1
+    same(left(config), whole)
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_are_there(tmp_path, monkeypatch):
+    checkpoints = checkpoint.Checkpoints(tmp_path, "me", {}, 0.0)
+    checkpoints.write(1, b"one")
+    monkeypatch.setattr(checkpoint, "write_aside", lambda *_: Path("/dev/full").write_bytes(b"x"))
+    checkpoints.write(2, b"two")
     assert [e["step"] for e in checkpoint.listed(tmp_path / "checkpoints")] == [1]
     assert {f.name for f in (tmp_path / "checkpoints").iterdir()} == {"step_1.pt", "index.json"}
 
@@ -340,16 +364,90 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     """The pause follows what the last one has cost."""
     clock = [0.0]
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
-    checkpoints = checkpoint.Checkpoints(tmp_path, "me", {}, "1 x CPU", 30.0)
+    checkpoints = checkpoint.Checkpoints(tmp_path, "me", {}, 30.0)
+    keep = checkpoints.keep
 
-    def save(file: Path) -> None:
-        file.write_bytes(b"x")
+    def slow(target: Path, step: int) -> None:
+        keep(target, step)
         clock[0] += 3.0
+
+    monkeypatch.setattr(checkpoints, "keep", slow)
 
     due = []
     for second in range(1, 400):
         clock[0] += 1.0
         if checkpoints.due():
             due.append(second)
-            checkpoints.write(second, save)
+            checkpoints.write(second, b"x")
     assert due == [30, 180, 330]  # at first after 30 seconds, then 3 / 0.02
+
+
+@pytest.mark.parametrize("task", ["imagenet", *(pytest.param(t, marks=pytest.mark.slow) for t in ("coco", "ade20k"))])
+def test_a_request_to_stop_spares_the_processes_that_load_data(task, tmp_path, uninterrupted, monkeypatch):
+    """Ctrl-C on a terminal reaches them too: the step that is under way still gets its batch, and the checkpoint is written."""
+    whole, _, data = uninterrupted(task, "hardware.workers=0")
+    config = asked(task, tmp_path, data, "hardware.workers=2", "hardware.checkpoint_seconds=1000")
+    due, asks = checkpoint.Checkpoints.due, iter(range(1, 100))
+
+    def asked_to_stop(self: checkpoint.Checkpoints) -> bool:
+        if next(asks) == 4:
+            os.killpg(os.getpgid(0), signal.SIGINT)
+            time.sleep(0.5)
+        return due(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.Checkpoints, "due", asked_to_stop)
+        code, log = end(start(config, tmp_path / "log.txt")), (tmp_path / "log.txt").read_text()
+    assert code == 130, log
+    made = run(config)
+    assert made and went_on(made) == [4]
+    same(left(config), whole)
+
+
+def test_accumulated_gradients_and_rare_validations_go_on_with_the_same_bits(tmp_path, monkeypatch):
+    """A step of two passes, a validation every second epoch, killed in the epoch without one."""
+    more = ["hardware.workers=0", "hardware.max_batch_per_device=4", "recipe.validate_every=2", "recipe.epochs=4"]
+    whole = asked("imagenet", tmp_path / "whole", tmp_path / "data", *more)
+    assert run(whole)
+    config = asked("imagenet", tmp_path / "killed", tmp_path / "data", *more)
+    killed_in(config, tmp_path / "log.txt", monkeypatch, "after it")
+    with pytest.raises(
+        UserError, match=r"was written with images=4, now 8: give the run the devices and hardware.max_batch_per_device"
+    ):
+        run(asked("imagenet", tmp_path / "killed", tmp_path / "data", *more[:1], *more[2:]))
+    made = run(config)
+    assert made and went_on(made) == [5]
+    same(left(config), left(whole))
+
+
+def test_a_nan_is_kept_in_no_checkpoint(tmp_path, uninterrupted, monkeypatch):
+    """Found before it is written, though no heartbeat has looked at the loss: the same command goes on from before it."""
+    from hypotheses.tasks import imagenet
+
+    whole, _, data = uninterrupted("imagenet", "hardware.workers=0")
+    config = asked("imagenet", tmp_path, data, "hardware.workers=0")
+    step = imagenet.Classification.training_step
+
+    def poisoned(self: Any, batch: Any, batch_index: int) -> Any:
+        if self.trainer.global_step == 4:
+            next(self.model.parameters()).data.fill_(float("nan"))
+        return step(self, batch, batch_index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(imagenet.Classification, "training_step", poisoned)
+        with pytest.raises(FloatingPointError, match="a parameter is no finite number after step 5"):
+            run(config)
+    made = run(config)
+    assert made and went_on(made) == [4]
+    same(left(config), whole)
+
+
+def test_what_was_gone_on_from_by_other_code_is_told(stopped):
+    config, folder, _ = stopped
+    entries = checkpoint.listed(folder)
+    for entry in entries:
+        entry["attempts"][-1] |= {"code": "other", "commit": "abcdef1234"}
+    (folder / "index.json").write_text(json.dumps(entries))
+    made = run(config | {"resume": "any"})
+    assert made and [a["code"] for a in made["provenance"]["attempts"]] == ["other", record.code_fingerprint()]
+    assert record.stale(made) == ["code (of commit abcdef123, until a later step)"]

@@ -14,7 +14,7 @@ a pair, and the metric is computed anew from what they hold: AP and mIoU are not
 import dataclasses
 import io
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,13 +80,29 @@ def compare(
         if len(kept) < 2 or metric not in METRICS:
             return None
         images = size(kept[0])
-        rng = np.random.default_rng(int(pair[0]["data_fingerprint"][:8], 16))
-        for start in range(0, draws, BLOCK):
+        for start, times in drawn(pair[0], images, draws):
             block = total[start : start + BLOCK]
-            times = rng.multinomial(images, np.full(images, 1 / images), size=len(block)).astype(np.int32)
             block += resampled(metric, kept[0], times) - resampled(metric, kept[1], times)
     low, high = np.quantile(total / len(pairs), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high), images, draws)
+
+
+def of_one(results: Path, metric: str, one: Record, confidence: float) -> tuple[float, float] | None:
+    """The interval over images of a metric of one run; None where it has kept nothing that it is made of."""
+    if metric not in METRICS or not (kept := read(one, results)):
+        return None
+    values = [resampled(metric, kept, times) for _, times in drawn(one, size(kept), DRAWS)]
+    low, high = np.quantile(np.concatenate(values), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def drawn(one: Record, images: int, draws: int) -> Iterator[tuple[int, np.ndarray]]:
+    """How often each image counts in each draw, (BLOCK, images), block by block with the number of its first draw: the same for all
+    runs with the data of this one."""
+    rng = np.random.default_rng(int(one["data_fingerprint"][:8], 16))
+    for start in range(0, draws, BLOCK):
+        size = min(BLOCK, draws - start)
+        yield start, rng.multinomial(images, np.full(images, 1 / images), size=size).astype(np.int32)
 
 
 def size(kept: Arrays) -> int:

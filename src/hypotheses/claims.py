@@ -28,7 +28,7 @@ SILENT = 120.0  # seconds without one after which a process of another machine i
 WATCHED = 3 * BEAT  # for so long a claim is watched whose time lies in the future
 
 
-class TakenOverError(Exception):
+class TakenOverError(BusyError):
     """Another process has claimed what this one held: it was taken for dead."""
 
 
@@ -43,29 +43,25 @@ def place() -> str:
 def born(pid: int) -> str | None:
     """When a process began, in the system's ticks; "" where the system does not say; None if there is no such process."""
     try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass  # it is somebody else's, and lives
+    with contextlib.suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]  # a zombie is dead
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, 0)
-        return ""
-    return None
+    return ""
 
 
 def newest(folder: Path) -> tuple[int, dict[str, Any]]:
-    """The highest claim of a folder: its number and what it says; 0 where there is none. A file that its maker died over says
-    nothing."""
+    """The highest claim of a folder: its number and what it says; 0 where there is none. One that cannot be read says nothing."""
     numbers = [int(file.stem) for file in (folder / "claims").glob("*.json") if file.stem.isdigit()]
     if not numbers:
         return 0, {}
-    file = claim_file(folder, max(numbers))
-    for _ in range(10):  # it is made and written in two steps
-        with contextlib.suppress(OSError, ValueError):
-            said = json.loads(file.read_text())
-            return max(numbers), said if isinstance(said, dict) else {}
-        time.sleep(0.02)
+    with contextlib.suppress(OSError, ValueError):
+        said = json.loads(claim_file(folder, max(numbers)).read_text())
+        return max(numbers), said if isinstance(said, dict) else {}
     return max(numbers), {}
 
 
@@ -78,21 +74,21 @@ def holder(folder: Path) -> dict[str, Any] | None:
     number, said = newest(folder)
     if not said or said.get("released"):
         return None
-    if said.get("place") == place():
-        alive = isinstance(said.get("pid"), int) and born(said["pid"]) == said.get("born")
-    else:
-        alive = touched(claim_file(folder, number))
+    since = born(said["pid"]) if said.get("place") == place() and isinstance(said.get("pid"), int) else ""
+    alive = touched(claim_file(folder, number)) if since == "" else since is not None and since == said.get("born")
     return said if alive else None
 
 
 def age(file: Path) -> float | None:
-    """Seconds since a file was touched, by the clock of its file system; None where there is none."""
+    """Seconds since a file was touched, by the clock of its file system, or where nothing can be written there by this machine's;
+    None where there is none."""
     try:
         then = file.stat().st_mtime
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".now") as probe:
-            return os.stat(probe.name).st_mtime - then
     except OSError:
         return None
+    with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(dir=file.parent, prefix=".now") as probe:
+        return os.stat(probe.name).st_mtime - then
+    return time.time() - then
 
 
 def touched(file: Path) -> bool:
@@ -129,9 +125,12 @@ class Claim:
 
     def beat(self) -> None:
         while not self.done.wait(BEAT):
-            with contextlib.suppress(OSError):
+            try:
                 os.utime(self.file)
-            if not self.holds():
+                lost = not self.holds()
+            except OSError:  # of a file system that is away for a moment: the next beat asks again
+                continue
+            if lost:
                 print(f"error: {self.folder}: another process has taken over, so this one ends", file=sys.stderr)
                 os._exit(BUSY)
 
@@ -161,15 +160,27 @@ def claim(folder: Path, what: str = "run") -> Claim:
                 f"{folder}: another process is at this {what} now (process {said.get('pid')} on {said.get('host')}); wait for it or stop it"
             )
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        try:
-            with open(claim_file(folder, number + 1), "x") as file:
-                file.write(json.dumps(me() | {"since": since}) + "\n")
-                file.flush()
-        except FileExistsError:
+        target = claim_file(folder, number + 1)
+        if not created(target, json.dumps(me() | {"since": since}) + "\n"):
             continue  # somebody was faster
+        if newest(folder)[0] != number + 1:  # this process was asleep, and others have come and gone
+            target.unlink(missing_ok=True)
+            continue
         for old in range(max(1, number - 3), number):  # lower ones mean nothing
             claim_file(folder, old).unlink(missing_ok=True)
         return Claim(folder, number + 1)
+
+
+def created(target: Path, content: str) -> bool:
+    """Create a file with its content at once; False where it is there."""
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".claim") as file:
+        file.write(content)
+        file.flush()
+        try:
+            os.link(file.name, target)
+        except FileExistsError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

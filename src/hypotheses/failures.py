@@ -28,11 +28,14 @@ CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.
 
 # what errors.py prints as the last line
 SAYS = (
+    (BUSY, r"^error: .*another process (is at this run now|has taken over)"),
     ("nan", r"^error: training diverged"),
     ("memory", r"^error: out of memory"),
     ("disk", r"^error: (cannot write|no disk space)"),
     ("input", r"^error: "),
     ("memory", r"DataLoader worker .* is killed by signal: Killed"),
+    ("crash", r"DataLoader worker .* is killed by signal: (Segmentation fault|Bus error|Aborted)"),
+    ("killed", r"DataLoader worker .* is killed by signal"),
     ("memory", r"OutOfMemoryError|\bMemoryError\b|can't allocate memory"),
 )
 
@@ -50,8 +53,7 @@ def classify(returncode: int, log: str, ooms: int = 0) -> str:
         return "killed"
     if returncode in (130, 143, 138):
         return STOPPED
-    lines = [line for part in log.splitlines() if (line := part.rpartition("\r")[2].strip())]
-    for line in reversed(lines[-40:]):
+    for line in reversed(lines_of(log)[-40:]):
         for name, pattern in SAYS:
             if re.search(pattern, line):
                 return name
@@ -76,7 +78,7 @@ def describe(returncode: int, log: str) -> str:
     """In a few words how a process failed: the signal, or the last line of what it has printed."""
     if returncode < 0:
         return f"killed by {signal.Signals(-returncode).name}"
-    lines = [line for part in log.splitlines() if (line := part.rpartition("\r")[2].strip())]
+    lines = lines_of(log)
     return lines[-1].removeprefix("error: ") if lines else f"exit code {returncode}"
 
 
@@ -89,14 +91,17 @@ def ooms() -> int:
     return 0
 
 
-def tail(log: Path, lines: int = 3, bytes_read: int = 16384) -> list[str]:
-    """The last lines of a log, a redrawn bar as its last state."""
+def lines_of(text: str) -> list[str]:
+    """The lines of a log that say something, a redrawn bar as its last state."""
+    return [line for part in text.split("\n") if (line := part.rstrip("\r").rpartition("\r")[2].strip())]
+
+
+def tail(log: Path, lines: int = 3, since: int = 0, bytes_read: int = 16384) -> list[str]:
+    """The last lines of a log, of what was written to it from the byte `since` on."""
     try:
         with open(log, "rb") as file:
             file.seek(0, 2)
-            file.seek(max(0, file.tell() - bytes_read))
-            text = file.read().decode(errors="replace")
+            file.seek(max(since, file.tell() - bytes_read))
+            return lines_of(file.read().decode(errors="replace"))[-lines:]
     except OSError:
         return []
-    found = [line for part in text.split("\n") if (line := part.rstrip("\r").rpartition("\r")[2].strip())]
-    return found[-lines:]

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hypotheses import data, experiment, pretrained, record, selection, standing
-from hypotheses.config import Config, compose
+from hypotheses import checkpoint, data, experiment, pretrained, record, selection, standing
+from hypotheses.config import Config, compose, is_dense
 from hypotheses.cost import amount, columns
 from hypotheses.errors import UserError, one_line
 from hypotheses.selection import Selection
@@ -67,7 +67,8 @@ class Plan:
         if any(cell.minutes is None for cell in self.cells if cell.runs):
             return None
         total = sum((cell.minutes or 0.0) * cell.left for cell in self.cells)
-        return total / min(self.slots, max(1, sum(cell.runs for cell in self.cells)))
+        longest = max(((cell.minutes or 0.0) for cell in self.cells if cell.runs), default=0.0)
+        return max(longest, total / self.slots)
 
     @property
     def disk_bytes(self) -> int:
@@ -78,6 +79,8 @@ def action(run: Standing, stale: str | None) -> str:
     """What a sweep would do with a run."""
     if run.state == STALE and stale:
         return "reuse" if stale == "reuse" else "run"
+    if run.foreign:
+        return "ask"
     return ACTIONS.get(run.state) or ("resume" if run.step else "run")
 
 
@@ -88,6 +91,8 @@ def why(run: Standing) -> str:
         return f"recorded {run.why}: say STALE=reuse or STALE=rerun"
     said = {standing.FAILED: f"failed ({run.failure}): {run.why}"}.get(run.state, run.why or run.state)
     said = "no record, never begun" if run.state == standing.WAITING else said
+    if run.foreign:
+        return f"{said}; {run.foreign}: say ARGS=resume=any or ARGS=resume=never"
     return f"{said}; checkpoint of step {run.step}" if run.step else said
 
 
@@ -103,7 +108,7 @@ def make(asked: Selection, measure: bool = True) -> Plan:
     for name, group in groups.items():
         if not any(action(run, asked.stale) in ("run", "resume") for run in group):
             continue
-        if found := from_records(group):
+        if found := from_records(group, slots[0]):
             known[name] = found
         elif measure:
             to_measure.append((name, group[0].config))
@@ -112,8 +117,8 @@ def make(asked: Selection, measure: bool = True) -> Plan:
 
 
 def stand(config: Config) -> Standing:
-    """Where a run stands. Its data are looked at only where there is a record to compare: a plan makes none."""
-    if not record.path(config).exists():
+    """Where a run stands. Its data are looked at only where there is a record or a checkpoint to compare."""
+    if not record.path(config).exists() and not checkpoint.listed(standing.folder(config) / "checkpoints"):
         return standing.of(config)
     try:
         start = pretrained.find(config)
@@ -139,12 +144,20 @@ def cell(group: list[Standing], known: dict[str, Any] | None, stale: str | None)
     )
 
 
-def from_records(group: list[Standing]) -> dict[str, Any] | None:
-    """Seconds and memory of the runs of a cell that are recorded with the recipe of now."""
+def from_records(group: list[Standing], slot: Slot) -> dict[str, Any] | None:
+    """Seconds and memory of the runs of a cell that are recorded with the recipe of now, on such a device with as many threads."""
+    from hypotheses.run import device_name
+
     wanted = group[0].config
+    device, threads = device_name(wanted), int(slot.environment.get("OMP_NUM_THREADS", 0))
     records = [
-        run.record for run in group if run.record and run.record["config"]["recipe"] == wanted["recipe"]
-    ]  # a conflict has none
+        r
+        for run in group
+        if (r := run.record)
+        and r["config"]["recipe"] == wanted["recipe"]
+        and r["provenance"]["device"] == device
+        and threads in (0, r["provenance"]["threads"])
+    ]
     if not records:
         return None
     seconds = [found["seconds"] for found in records]
@@ -198,6 +211,8 @@ def measure_here(config: Config) -> dict[str, Any]:
     from hypotheses.run import check_devices, peak_memory
 
     begun = time.monotonic()
+    if config["hardware"]["devices"] != 1:
+        raise UserError("runs of several devices are not measured, only taken from records")
     allocator.keep_memory()
     check_devices(config)
     images, start = data.prepare(config), pretrained.find(config)
@@ -221,9 +236,11 @@ def measure_here(config: Config) -> dict[str, Any]:
         before = time.monotonic()
         seen = task.validate_some(job, BATCHES)
         image = (time.monotonic() - before) / max(1, seen)
-        total, dense = count_validation(job), "steps" in recipe or config["task"]["name"] == "coco"
+        total = count_validation(job)
     length = recipe.get("steps") or recipe["epochs"]
-    validations = -(-length // recipe["validate_every"]) + (not dense)  # classification judges once more at the end
+    # at the end mmengine validates in any case, and classification once more than its schedule says
+    dense = is_dense(config["task"]["name"])
+    validations = -(-length // recipe["validate_every"]) if dense else length // recipe["validate_every"] + 1
     seconds = built + step * (steps - 1) + image * total * validations
     return {
         "seconds": seconds,
@@ -278,7 +295,8 @@ def table(plan: Plan) -> str:
         "",
         "memory   of a process, the most that it holds: on a GPU what is allocated there",
         "disk     weights of the runs to be made, and three checkpoints of one of them, which go when it is recorded",
-        "minutes  of one run, then of all that are to be made; a measurement is of seconds and errs by a third where others use the machine",
+        "minutes  of one run, then of all that are to be made; a measurement is of seconds and errs by a third where others use the machine.",
+        "         A sham that a win of the larger arm would ask for comes on top",
     ]
     return "\n".join(lines)
 

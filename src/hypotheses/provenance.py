@@ -51,11 +51,31 @@ def lock() -> bytes:
 
 
 def changes() -> bytes:
-    """The difference of the sources to their commit, as `git apply` takes it; nothing without git."""
+    """The difference of the sources to their commit, new files too, as `git apply` takes it; nothing without git."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        command = ["git", "-C", str(ROOT), "diff", "HEAD", "--binary", "--", *SOURCES]
-        return subprocess.run(command, capture_output=True, check=True).stdout
+        found = git("diff", "HEAD", "--", *SOURCES)
+        for name in git("ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES).decode().split("\0"):
+            if name:
+                found += git("diff", "--no-index", "--", "/dev/null", name, fails=True)
+        return found
     return b""
+
+
+def git(command: str, *arguments: str, fails: bool = False) -> bytes:
+    """The output of git in the project. `fails`: it ends with 1 where it has found something."""
+    plain = ["--no-ext-diff", "--no-color", "--binary"] if command == "diff" else []
+    words = ["git", "-C", str(ROOT), command, *plain, *arguments]
+    return subprocess.run(words, capture_output=True, check=not fails).stdout
+
+
+@functools.cache
+def cpu() -> str:
+    """The processor, as a person would name it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def machine() -> dict[str, Any]:
@@ -63,17 +83,12 @@ def machine() -> dict[str, Any]:
     import torch
 
     found: dict[str, Any] = {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": None,
         "gpus": [],
         "cuda": torch.version.cuda,
     }
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                found["cpu"] = line.split(":", 1)[1].strip()
-                break
     with contextlib.suppress(OSError, ValueError):
         found["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if torch.cuda.is_available():

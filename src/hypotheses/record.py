@@ -180,7 +180,7 @@ def provenance(config: Config, device: str) -> dict[str, Any]:
     gpu = config["hardware"]["accelerator"] != "cpu" and torch.cuda.is_available()
     return {
         "commit": git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", *SOURCES)),
+        "dirty": bool(git("status", "--porcelain", "--", *SOURCES)),
         "code": code_fingerprint(),
         "python": platform.python_version(),
         "packages": {
@@ -221,24 +221,28 @@ def substance(source: bytes) -> bytes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node, clean=False
         ):
-            node.body[0] = ast.Pass()
+            node.body = node.body[1:] or [ast.Pass()]
     return ast.dump(tree).encode()
 
 
 def stale(record: Record) -> list[str]:
     """In what the code and software of a finished run differ from those of now; empty where they do not."""
-    then = record["provenance"]
-    found = (
-        [] if then["code"] == code_fingerprint() else [f"code (of commit {then['commit'][:9]}{'*' * then['dirty']})"]
-    )
-    for name, version in then["packages"].items():
-        try:
-            now = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            now = "not installed"
-        if version != now:
-            found.append(f"{name} {version}, now {now}")
+    then, code = record["provenance"], code_fingerprint()
+    found = [] if then["code"] == code else [f"code (of commit {then['commit'][:9]}{'*' * then['dirty']})"]
+    for attempt in then.get("attempts", [])[:-1]:  # from whose checkpoint it went on
+        if attempt["code"] != code and not found:
+            found.append(f"code (of commit {attempt['commit'][:9]}, until a later step)")
+    for name, was in then["packages"].items():
+        if was != (now := version(name)):
+            found.append(f"{name} {was}, now {now}")
     return found
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def replace(results: Path, address: str) -> Path:

@@ -15,9 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hypotheses import bootstrap, record
+from hypotheses import bootstrap, pretrained, record
 from hypotheses.config import Config, compose
 from hypotheses.errors import UserError, nearest, one_line
 from hypotheses.metrics import METRICS
@@ -83,27 +81,15 @@ def compare(old: Record, new: Record, results: Path) -> Outcome:
     found = {}
     for name in METRICS[old["config"]["task"]["name"]]:
         if name in old["metrics"]:
-            found[name] = (old["metrics"][name], new["metrics"][name], interval(old, name, results))
+            found[name] = (old["metrics"][name], new["metrics"][name], bootstrap.of_one(results, name, old, LEVEL))
     outside = [n for n, (_, now, around) in found.items() if around and not around[0] <= now <= around[1]]
     known = any(around for _, _, around in found.values())
     says = IDENTICAL if not first else WITHIN if known and not outside else DIFFERENT
     keys = ("code", "python", "packages", "kernels", "device", "threads")
     unlike = [f"{k}: {a}, now {b}" for k in keys for k, a, b in record.differences(then.get(k), now.get(k), k)]
+    if "weights" not in then.get("artefacts", {}):
+        unlike.append("its weights were not recorded then, and are not compared")
     return Outcome(says, first, found, unlike)
-
-
-def interval(old: Record, metric: str, results: Path) -> tuple[float, float] | None:
-    """Of a recorded metric, over draws of its images; None where it was not kept what it was made of."""
-    kept = bootstrap.read(old, results)
-    if kept is None or metric not in bootstrap.METRICS:
-        return None
-    images = bootstrap.size(kept)
-    rng = np.random.default_rng(int(old["data_fingerprint"][:8], 16))
-    times = rng.multinomial(images, np.full(images, 1 / images), size=bootstrap.DRAWS).astype(np.int32)
-    blocks = [times[i : i + bootstrap.BLOCK] for i in range(0, len(times), bootstrap.BLOCK)]
-    values = np.concatenate([bootstrap.resampled(metric, kept, block) for block in blocks])
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def text(address: str, outcome: Outcome, folder: Path) -> str:
@@ -119,9 +105,9 @@ def text(address: str, outcome: Outcome, folder: Path) -> str:
 
 
 def fresh(outputs: Path, address: str) -> Path:
-    """A folder that is not there yet."""
+    """A folder in which no record was made yet; one that was interrupted goes on."""
     number = 1
-    while (folder := outputs / "reproduced" / f"{address}_{number}").exists():
+    while any((folder := outputs / "reproduced" / f"{address}_{number}").glob("results/records/**/*.json")):
         number += 1
     return folder
 
@@ -142,6 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
     paths: dict[str, Any] = compose([o for o in asked.overrides if o.startswith("paths.")])["paths"]
     old = find(asked.address, Path(paths["results"]))
     config = config_of(old, asked.overrides)
+    if config["hardware"]["devices"] != 1:
+        raise UserError("a record is made again by one process: leave hardware.devices out")
+    if start := pretrained.find(config):  # where it was found then, not in the folder of this one
+        config["recipe"] = config["recipe"] | {"pretrained": str(start.file)}
     folder = fresh(Path(paths["outputs"]), old["address"])
     config["paths"] = config["paths"] | {"outputs": str(folder / "outputs"), "results": str(folder / "results")}
 

@@ -40,7 +40,8 @@ from hypotheses.config import CONF, Config, explain, resolve
 from hypotheses.errors import UserError, one_line
 from hypotheses.metrics import METRICS
 
-EXPECTED = "HYPOTHESES_IDENTITY"  # a sweep says by this variable which run it asked for
+# a sweep says by these variables which run it asked for, and by which code
+EXPECTED, EXPECTED_CODE = "HYPOTHESES_IDENTITY", "HYPOTHESES_CODE"
 NEEDED_BYTES = 200 * 2**20  # free space below which no run is started
 
 
@@ -63,6 +64,7 @@ def run(config: Config) -> record.Record | None:
     import torch
 
     from hypotheses import cost, tasks
+    from hypotheses.tasks import common
 
     network = cost.of_run(config)  # a network that cannot be built is known before processes are started for it
     results = Path(config["paths"]["results"])
@@ -72,24 +74,30 @@ def run(config: Config) -> record.Record | None:
 
     if threads := config["hardware"]["threads"]:
         torch.set_num_threads(threads)
+    share = common.divide(config["recipe"]["batch_size"], world_size(), config["hardware"]["max_batch_per_device"])
     folder = Path(config["paths"]["outputs"], address)
     identity, device = record.identity(config, images.fingerprint, digest), device_name(config)
     made = record.provenance(config, device)  # now, since the files may change while it trains
-    made_by = {key: made[key] for key in ("code", "packages", "kernels")} | {"processes": world_size()}
+    made_by = {key: made[key] for key in ("code", "packages", "kernels", "threads", "device", "commit")} | {
+        "processes": world_size(),
+        "images": share.images,
+    }
     if os.environ.get(EXPECTED, identity) != identity:
         raise UserError(
             f"conf/ or the data were changed while the sweep ran: type the sweep's command again ({address})"
         )
+    if os.environ.get(EXPECTED_CODE, made["code"]) != made["code"]:
+        raise UserError(f"src/ was changed while the sweep ran: type the sweep's command again ({address})")
     with stopping.handled(), contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
         claim = held.enter_context(claims.held(folder)) if main_process else None
         if world_size() == 1 and (done := record.find(config, images.fingerprint, digest)):
             return done  # made by whoever held it until now
+        guard = claim.check if claim else lambda: None
+        every = config["hardware"]["checkpoint_seconds"]
+        checkpoints = Checkpoints(folder, identity, made_by, every, config["resume"], guard, main_process)
         if main_process:
             (folder / "heartbeat.json").unlink(missing_ok=True)  # of an earlier attempt
             attempt.enter_context(attempts.noted(results, address))
-        checkpoints = Checkpoints(
-            folder, identity, made_by, device, config["hardware"]["checkpoint_seconds"], config["resume"], main_process
-        )
         if (found := checkpoints.find()) and main_process:
             print(f"{address}: goes on from its checkpoint of step {found.step}")
         task = tasks.load(config["task"]["name"])
@@ -115,8 +123,7 @@ def run(config: Config) -> record.Record | None:
                 "pretrained": digest,
                 "registered": registered,
                 "peak_memory_bytes": peak_memory(config),
-                "resumed_at_steps": checkpoints.resumed(),
-                "device": ", then ".join(checkpoints.devices()),
+                "attempts": checkpoints.attempts(),
             },
         }
         target = record.path(config)
@@ -125,8 +132,7 @@ def run(config: Config) -> record.Record | None:
         except Exception as error:  # a picture is no reason to lose a run
             print(f"note: no pictures were drawn ({type(error).__name__}: {error})", file=sys.stderr)
             drawn = None
-        if claim:
-            claim.check()
+        guard()
         artefacts = {
             "predictions": bootstrap.write(bootstrap.path(target), task.predictions(job)),
             "weights": record.sha256(folder / "weights.pt"),
@@ -313,11 +319,7 @@ def device_name(config: Config) -> str:
     processes = world_size()
     if config["hardware"]["accelerator"] != "cpu" and torch.cuda.is_available():
         return f"{processes} x {torch.cuda.get_device_name()}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return f"{processes} x CPU ({line.split(':', 1)[1].strip()})"
-    return f"{processes} x CPU"
+    return f"{processes} x CPU ({provenance.cpu()})"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -338,6 +340,8 @@ def explained() -> Iterator[None]:
 
 def main() -> None:
     faulthandler.register(signal.SIGUSR2)  # on which a run that hangs says where
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stopping.end_with_parent()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises, and does not print and exit
     with one_line(), explained():
         try:

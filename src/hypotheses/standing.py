@@ -34,6 +34,7 @@ class Standing:
     record   of one that has finished
     beat     its latest heartbeat: step, steps, seconds, seconds_left, shown
     step     of the checkpoint it can go on from; 0 for none
+    foreign  of the checkpoint of other code, in words, from which it goes on at the user's word alone
     failure  the class of its latest failure, as in failures.py
     tail     the last lines of its log
     identity of the run, where the fingerprint of its data is known"""
@@ -47,6 +48,7 @@ class Standing:
     failure: str = ""
     tail: list[str] = dataclasses.field(default_factory=list)
     identity: str = ""
+    foreign: str = ""
 
     @property
     def address(self) -> str:
@@ -77,9 +79,25 @@ def heartbeat(place: Path) -> dict[str, Any]:
 
 def of(config: Config, fingerprint: str | None = None, pretrained: str | None = None) -> Standing:
     """Where the run of a config stands. Without the fingerprint of its data a record is not compared with them."""
+    identity = record.identity(config, fingerprint, pretrained) if fingerprint else ""
     found = look(config, fingerprint, pretrained)
-    known = record.identity(config, fingerprint, pretrained) if fingerprint else ""
-    return dataclasses.replace(found, identity=known)
+    if found.state in (RECORDED, STALE, CONFLICT):
+        return dataclasses.replace(found, identity=identity)
+    step, foreign = going_on(config, identity)
+    return dataclasses.replace(found, identity=identity, step=step, foreign=foreign)
+
+
+def going_on(config: Config, identity: str) -> tuple[int, str]:
+    """The step of the checkpoint that a run would go on from, 0 for none; and what speaks against it, in words."""
+    for entry in checkpoint.listed(folder(config) / "checkpoints"):
+        if config["resume"] == "never" or (identity and entry["identity"] != identity):
+            continue
+        installed = {name: record.version(name) for name in entry["attempts"][-1].get("packages", {})}
+        odd = checkpoint.foreign(entry, {"code": record.code_fingerprint(), "packages": installed})
+        if odd and config["resume"] == "same":
+            return 0, f"its checkpoint of step {entry['step']} is of other {' and '.join(odd)}"
+        return entry["step"], ""
+    return 0, ""
 
 
 def look(config: Config, fingerprint: str | None, pretrained: str | None) -> Standing:
@@ -102,17 +120,15 @@ def look(config: Config, fingerprint: str | None, pretrained: str | None) -> Sta
         why = f"by other {', '.join(changed)}" if changed else ""
         return Standing(config, STALE if changed else RECORDED, why, found)
     beat = heartbeat(place)
-    listed = checkpoint.listed(place / "checkpoints")
-    step = listed[0]["step"] if listed else 0
     tail = failures.tail(place / "log.txt")
     if said := claims.holder(place):
-        return Standing(config, RUNNING, f"process {said.get('pid')} on {said.get('host')}", None, beat, step, "", tail)
+        return Standing(config, RUNNING, f"process {said.get('pid')} on {said.get('host')}", None, beat, tail=tail)
     ends = attempts.ends(Path(config["paths"]["results"]), address)
     if not ends:
-        return Standing(config, WAITING, step=step)
+        return Standing(config, WAITING)
     how, kind = ends[-1]
     if how == attempts.UNENDED:
-        return Standing(config, DEAD, "ended without a word", None, beat, step, "killed", tail)
+        return Standing(config, DEAD, "ended without a word", None, beat, failure="killed", tail=tail)
     if how in (attempts.INTERRUPTED, attempts.RECORDED):  # recorded, and the record was taken away since
-        return Standing(config, INTERRUPTED if how == attempts.INTERRUPTED else WAITING, "", None, beat, step)
-    return Standing(config, FAILED, how, None, beat, step, kind or "code", tail)
+        return Standing(config, INTERRUPTED if how == attempts.INTERRUPTED else WAITING, "", None, beat)
+    return Standing(config, FAILED, how, None, beat, failure=kind or "code", tail=tail)

@@ -18,11 +18,8 @@ from hypotheses.selection import Selection
 from hypotheses.standing import DEAD, FAILED, RECORDED, RUNNING, STALE, Standing
 
 EVERY = 2.0  # seconds between two looks of --watch
+IDLE = 60.0  # seconds after which --watch ends where nothing runs any more
 QUIET = 60.0  # seconds without a heartbeat from which on that is said
-
-
-def look(asked: Selection) -> list[Standing]:
-    return [standing.of(config) for config in asked.configs()]
 
 
 def metric_of(asked: Selection, run: Standing) -> tuple[str, float] | None:
@@ -100,18 +97,22 @@ def main(arguments: list[str] | None = None) -> int:
         usage=f"make status {selection.USAGE}{selection.LAST}; ARGS=--watch redraws it, ARGS=--json is for machines",
     )
     selection.add_options(parser)
-    parser.add_argument("--watch", action="store_true", help="look again until no run is in progress")
+    parser.add_argument("--watch", action="store_true", help="look again until nothing has run for a minute")
     parser.add_argument("--json", action="store_true", help="for machines")
     given = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
     asked = selection.read(given)
+    configs, seen = asked.configs(), time.monotonic()
     while True:
-        rows = [row(asked, run) for run in look(asked)]
+        rows = [row(asked, standing.of(config)) for config in configs]
         text = json.dumps(rows, indent=1) if given.json else table(asked, rows)
         if given.watch and sys.stdout.isatty():
             sys.stdout.write("\x1b[H\x1b[2J")
         print(text, flush=True)
-        if not given.watch or not any(r["state"] == RUNNING for r in rows):
-            return 0 if all(r["state"] in (RECORDED, STALE) for r in rows) or not given.watch else 1
+        if any(r["state"] == RUNNING for r in rows):
+            seen = time.monotonic()
+        finished = all(r["state"] in (RECORDED, STALE) for r in rows)
+        if not given.watch or finished or time.monotonic() - seen > IDLE:
+            return 0
         time.sleep(EVERY)
 
 

@@ -1,10 +1,11 @@
 """Being asked to stop: Ctrl-C, SIGTERM, or SIGUSR1, which a cluster sends before it takes a machine away.
 
-In the middle of training the request waits for the end of the step, where a checkpoint is written. Anywhere else it ends the
-process at once, and so does a second one.
+In the middle of training the request waits for the end of the step, where a checkpoint is written, unless a validation follows. Anywhere
+else it ends the process at once, and so does a second one.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
@@ -58,11 +59,25 @@ def handle(number: int, frame: FrameType | None) -> None:
         return
     if State.waits and State.number is None:
         State.number = number
-        os.write(2, b"\nstopping at the end of this step, with a checkpoint; again to stop at once\n")
+        os.write(2, b"\nstopping at the end of this step; again to stop at once\n")
         return
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise Stopped(number)
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when the one that has started it ends: a launcher that is killed leaves none behind."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux has it
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+
+
+def begin_worker(*_: object) -> None:
+    """For a process that loads data: the one that trains decides about a request to stop, and its end, even a sudden one, ends this
+    one too."""
+    end_with_parent()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -23,13 +23,15 @@ from hypotheses import attempts, claims, data, experiment, failures, pretrained,
 from hypotheses.config import Config
 from hypotheses.errors import UserError, one_line
 from hypotheses.experiment import Experiment
-from hypotheses.run import EXPECTED, check_space
+from hypotheses.run import EXPECTED, EXPECTED_CODE, check_space
 from hypotheses.selection import Selection
 from hypotheses.standing import RECORDED, STALE, cell, heartbeat
 
 POLL = 0.3  # seconds between looks at the children
 QUIET = 60.0  # seconds between status lines where there is no terminal to redraw
-GRACE = 30.0  # seconds that an interrupted child gets, for its checkpoint, before it is killed
+GRACE = (
+    45.0  # seconds that an interrupted child gets, for its checkpoint, before it is killed; torchrun gives its own 30
+)
 OTHERS = 5.0  # seconds between looks at what other sweeps do
 
 
@@ -42,7 +44,8 @@ class Child:
     log: Path
     slot: "Slot"
     started: float
-    ooms: int = 0  # processes that the machine had ended for memory when it was started
+    since: int = 0  # bytes that were in the log before it
+    ooms: int = 0  # processes that the machine had ended for memory when it was looked at last
     beat: dict = dataclasses.field(default_factory=dict)  # its latest heartbeat, and when that was seen
     seen: float = 0.0
 
@@ -64,6 +67,11 @@ def sweep(asked: Selection) -> int:
     found = stand(configs)
     if odd := [run for run in found if run.state == standing.CONFLICT]:
         raise UserError(odd[0].why)
+    if foreign := [run for run in found if run.foreign]:
+        raise UserError(
+            f"{len(foreign)} runs were interrupted under other code or software, {foreign[0].address}: {foreign[0].foreign}: say "
+            "ARGS=resume=any to go on from there all the same, which the report says, or ARGS=resume=never to begin them anew"
+        )
     old = [run for run in found if run.state == STALE]
     if old and asked.stale is None:
         raise UserError(
@@ -72,7 +80,9 @@ def sweep(asked: Selection) -> int:
         )
     if asked.stale == "rerun":
         for run in old:
-            record.replace(Path(run.config["paths"]["results"]), run.address)
+            with claims.held(standing.folder(run.config)):  # another sweep may have done so meanwhile, and run it again
+                if record.path(run.config).exists() and record.stale(record.read(record.path(run.config))):
+                    record.replace(Path(run.config["paths"]["results"]), run.address)
     taken = {RECORDED} | ({STALE} if asked.stale == "reuse" else set())
     missing = [run for run in found if run.state not in taken]
     slots = make_slots(configs[0], asked.jobs)
@@ -170,11 +180,14 @@ class Work:
                 return
             config = self.waiting.popleft()
             if record.path(config).exists():
-                self.done(config, "by another sweep")
+                self.by_another(config)
             elif claims.holder(standing.folder(config)):
                 self.others.append(config)
             else:
-                self.running.append(start(config, free.pop(0), self.overrides, self.expected[record.address(config)]))
+                address = record.address(config)
+                again = any(tried == address for tried, _ in self.tries)
+                overrides = [o for o in self.overrides if not (again and o.startswith("resume="))]
+                self.running.append(start(config, free.pop(0), overrides, self.expected[address], self.code))
 
     def look_at_others(self) -> None:
         """Take over what another sweep has left."""
@@ -186,6 +199,16 @@ class Work:
                 self.others.remove(config)
                 self.waiting.append(config)
 
+    def by_another(self, config: Config) -> None:
+        """Take what another sweep has recorded meanwhile, if it is what this one wants."""
+        address, found = record.address(config), record.read(record.path(config))
+        odd = record.stale(found) or (["configuration or data"] if found["identity"] != self.expected[address] else [])
+        if odd:
+            self.failed[address] = "input"
+            self.status.line(f"  {address}: FAILED (input), recorded by another sweep with other {', '.join(odd)}")
+        else:
+            self.done(config, "by another sweep")
+
     def done(self, config: Config, how: str) -> None:
         metric = self.hypothesis.metrics()[config["task"]["name"]]
         value = record.read(record.path(config))["metrics"][metric]
@@ -193,12 +216,14 @@ class Work:
 
     def ended(self, child: Child) -> None:
         """Say how a child has ended, and try again what may be."""
+        with contextlib.suppress(ProcessLookupError):  # what it has left
+            os.killpg(child.process.pid, signal.SIGKILL)
         seconds, address = time.monotonic() - child.started, record.address(child.config)
         if child.process.returncode == 0 and record.path(child.config).exists():
             self.times.setdefault(cell(child.config), []).append(seconds)
             self.done(child.config, f"{seconds:.0f} s")
             return
-        code, log = child.process.returncode, "\n".join(failures.tail(child.log, 60))
+        code, log = child.process.returncode, "\n".join(failures.tail(child.log, 60, child.since))
         kind = "hang" if child.beat.get("hang") else failures.classify(code, log, failures.ooms() - child.ooms)
         how = f"no heartbeat for {hang_seconds(child.config):g} s" if kind == "hang" else failures.describe(code, log)
         if kind == failures.BUSY:
@@ -218,38 +243,50 @@ class Work:
 
     def watch(self, child: Child) -> None:
         """End a child whose heartbeat has not changed for too long. No clock but this process's own is asked."""
-        now, beat = time.monotonic(), heartbeat(child.log.parent)
+        now, beat, child.ooms = time.monotonic(), heartbeat(child.log.parent), failures.ooms()
         if beat != child.beat or not child.seen:
             child.beat, child.seen = beat, now
         elif now - child.seen > hang_seconds(child.config) > 0:
-            child.process.send_signal(signal.SIGUSR2)  # it writes to its log where it is
-            time.sleep(1.0)
+            ask_where(child)
             stop([child], grace=0.0)
             child.beat = {"hang": True}
+
+
+def ask_where(child: Child) -> None:
+    """Let a run write to its log where it is: the process that holds it, which a launcher of several may have started."""
+    said = claims.holder(child.log.parent) or {}
+    pid = said.get("pid") if said.get("place") == claims.place() else None
+    if pid is None and child.config["hardware"]["devices"] == 1:
+        pid = child.process.pid
+    if pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR2)
+        time.sleep(1.0)
 
 
 def hang_seconds(config: Config) -> float:
     return float(config["hardware"]["hang_seconds"])
 
 
-def start(config: Config, slot: Slot, overrides: list[str], identity: str) -> Child:
+def start(config: Config, slot: Slot, overrides: list[str], identity: str, code: str) -> Child:
     """Start the child process of a run, its output in log.txt of the run's folder, after that of earlier attempts. It ends with an
-    error where what it composes is no longer of that `identity`."""
+    error where what it composes is no longer of that `identity`, or its code another one."""
     folder = standing.folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     scale, task, backbone = (config[group]["name"] for group in ("scale", "task", "backbone"))
     arguments = experiment.run_overrides(scale, task, backbone, config["seed"])
     log = folder / "log.txt"
     with open(log, "ab") as output:
+        since = output.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "hypotheses.run", *arguments, *slot.overrides, *overrides],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **slot.environment, EXPECTED: identity},
+            env={**os.environ, **slot.environment, EXPECTED: identity, EXPECTED_CODE: code},
             start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops its children
         )
-    return Child(config, process, log, slot, time.monotonic(), failures.ooms())
+    return Child(config, process, log, slot, time.monotonic(), since, failures.ooms())
 
 
 def stop(children: list[Child], grace: float = GRACE) -> None:
@@ -259,7 +296,10 @@ def stop(children: list[Child], grace: float = GRACE) -> None:
             continue
         for child in children:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.process.pid, number)
+                if number == signal.SIGTERM:  # to it alone: its loading processes go on until it has its checkpoint
+                    child.process.send_signal(number)
+                else:
+                    os.killpg(child.process.pid, number)
         deadline = time.monotonic() + (grace or GRACE)
         with contextlib.suppress(KeyboardInterrupt):
             for child in children:
@@ -367,10 +407,10 @@ def parse(arguments: list[str]) -> tuple[Selection, str | None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    from hypotheses import plan  # which imports this file
+
     asked, budget = parse(sys.argv[1:] if arguments is None else arguments)
     if budget is not None:
-        from hypotheses import plan  # which counts networks, for which it imports torch
-
         plan.check_budget(plan.make(asked), budget)
     code = sweep(asked)
     results = Path(asked.configs()[0]["paths"]["results"])
@@ -379,6 +419,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 f"{bed.task}: the SSM arm wins and is the larger one, so it must beat its sham, which is as large, too"
             )
+            if budget is not None:
+                plan.check_budget(
+                    plan.make(dataclasses.replace(asked, arms=list(bed.wanted), tasks=[bed.task])), budget
+                )
             code |= sweep(dataclasses.replace(asked, arms=list(bed.wanted), tasks=[bed.task]))
     print(report.write(asked.hypothesis, results, asked.scale))
     return code

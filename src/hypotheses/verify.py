@@ -224,6 +224,13 @@ def main(arguments: list[str] | None = None) -> int:
     files, overrides = ([w for w in asked.words if ("=" in w) is has] for has in (False, True))
     paths = compose(overrides)["paths"]
     results, outputs = Path(paths["results"]), Path(paths["outputs"])
+    given = {override.split("=")[0] for override in overrides}
+    if "paths.results" in given and "paths.outputs" not in given:
+        outputs = results / "outputs"  # the weights in outputs/ are of other runs
+    if asked.bundle and Path(asked.bundle).is_dir():
+        raise UserError(
+            f"BUNDLE={asked.bundle} is a folder: name a file, such as {asked.bundle.rstrip('/')}/bundle.tar.gz"
+        )
     if asked.bundle:
         count = bundle(Path(asked.bundle), results, outputs)
         print(

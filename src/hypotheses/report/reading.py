@@ -135,8 +135,12 @@ def deviations(s: Section, results: Path, unregistered: list[str]) -> list[str]:
     records = s.records
     if silent:
         lines.append(f"{silent} of {len(records)} runs were made before attempts at a run were kept")
-    if resumed := sum(bool(r["provenance"].get("resumed_at_steps")) for r in records):
-        lines.append(f"{resumed} of {len(records)} runs went on from a checkpoint")
+    resumed = [r["provenance"]["attempts"] for r in records if len(r["provenance"].get("attempts", ())) > 1]
+    if resumed:
+        lines.append(f"{len(resumed)} of {len(records)} runs went on from a checkpoint")
+    for key in ("code", "packages", "kernels", "device", "threads"):
+        if mixed := sum(any(a[key] != made[-1][key] for a in made) for made in resumed):
+            lines.append(f"{mixed} of them under another {key} than they were begun with")
     for r in records:
         place = results / "replaced" / r["address"]
         if again := len(list(place.parent.glob(f"{place.name}_*"))):

@@ -10,7 +10,6 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,11 +117,13 @@ def workers(hardware: Config, least: int) -> int:
     return 8 if torch.cuda.is_available() else max(least, torch.get_num_threads() - 1)
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
+def save_weights(model: nn.Module, run: Run) -> None:
     """weights.pt of a run, whole or not at all."""
+    if run.checkpoints:
+        run.checkpoints.guard()
     content = io.BytesIO()
     torch.save(model.state_dict(), content)
-    write_aside(folder / "weights.pt", content.getvalue())
+    write_aside(run.folder / "weights.pt", content.getvalue())
 
 
 def start_progress(run: Run, steps: int, rows: Sequence[Mapping[str, float]]) -> Progress:
@@ -174,10 +175,17 @@ def agreed(wish: bool) -> bool:
     return bool(answer.item())
 
 
-def checkpoint_if_due(checkpoints: Checkpoints, step: int, save: Callable[[Path], None]) -> None:
-    """Write a checkpoint if it is time, and stop if that was asked for; asked by every process after the same step."""
+def checkpoint_if_due(checkpoints: Checkpoints, step: int, model: nn.Module, content: Callable[[], Any]) -> None:
+    """Write a checkpoint if it is time, and stop if that was asked for; asked by every process after the same step. `content` is
+    called by all of them, and what it returns on the main one is kept. Raises FloatingPointError where a parameter is no number."""
     if agreed(checkpoints.due()):
-        checkpoints.write(step, save)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+            raise FloatingPointError(f"a parameter is no finite number after step {step}")
+        kept = content()
+        if checkpoints.main:
+            packed = io.BytesIO()
+            torch.save(kept, packed)
+            checkpoints.write(step, packed.getvalue())
         if agreed(stopping.requested()):
             raise stopping.Stopped(stopping.State.number or signal.SIGTERM)
 

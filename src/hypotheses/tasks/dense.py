@@ -167,6 +167,8 @@ def build(run: Run, setup: Setup) -> Job:
             loaders = [runner.train_dataloader, runner.val_dataloader] if training else [runner.val_dataloader]
             for loader in loaders:  # else each new iterator draws from the generator of dropout and of the proposals
                 loader.generator = torch.Generator()
+                if loader.num_workers:
+                    loader.worker_init_fn = stopping.begin_worker
             batches = len(loaders[0])
             check_classes(run, runner.val_dataloader.dataset, setup)
         except (ValueError, KeyError, TypeError, AssertionError, OSError) as error:  # of what it reads
@@ -203,7 +205,7 @@ def train(job: Job) -> None:
     finally:
         job.report.close()
     if rank() == 0:
-        save_weights(unwrapped(job.runner.model), job.run.folder)
+        save_weights(unwrapped(job.runner.model), job.run)
 
 
 def evaluate(job: Job) -> dict[str, float]:
@@ -299,8 +301,11 @@ class Skipping:
     skip = 0
 
     def __iter__(self) -> Iterator[Any]:
-        skip, self.skip = self.skip, 0
-        return itertools.islice(super().__iter__(), skip, None)  # type: ignore[misc]
+        skip, self.skip = (
+            self.skip,
+            0,
+        )  # when the first batch is asked for: a loader with workers makes two iterators, and uses one
+        yield from itertools.islice(super().__iter__(), skip, None)  # type: ignore[misc]
 
 
 @DATA_SAMPLERS.register_module()
@@ -426,12 +431,11 @@ class Report(Hook):
         self.random, self.losses = mine["random"], [loss.to(place) for loss in mine["losses"]]
         return kept["rows"]
 
-    def save(self, runner: Any, file: Path) -> None:
+    def content(self, runner: Any) -> dict[str, Any]:
+        """Of a checkpoint."""
         losses = [loss.cpu() for loss in self.losses]
         every = of_all_processes({"random": random_state(), "losses": losses})
-        if rank():
-            return
-        kept = {
+        return {
             "step": self.step,
             "epoch": runner.train_loop.epoch,
             "model": unwrapped(runner.model).state_dict(),
@@ -441,8 +445,6 @@ class Report(Hook):
             "curve": self.curve,
             "rows": self.progress.kept if self.progress else [],
         }
-        with open(file, "wb") as target:
-            torch.save(kept, target)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         stopping.wait_for_step(self.run.checkpoints is not None)
@@ -465,7 +467,7 @@ class Report(Hook):
         if self.step % until == 0 or self.step == self.steps:
             stopping.wait_for_step(False)
         elif self.run.checkpoints:
-            checkpoint_if_due(self.run.checkpoints, self.step, lambda file: self.save(runner, file))
+            checkpoint_if_due(self.run.checkpoints, self.step, runner.model, lambda: self.content(runner))
 
     def before_test_epoch(self, runner: Any) -> None:
         self.collect_here(runner.test_loop)
@@ -479,6 +481,10 @@ class Report(Hook):
         if self.bar:
             self.bar.update()
         elif self.progress and self.progress.due():
+            self.progress.beat()
+
+    def after_test_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        if self.progress and self.progress.due():
             self.progress.beat()
 
     def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:

@@ -136,7 +136,7 @@ def train(job: Job) -> None:
     except SystemExit:  # what it makes of Ctrl-C
         raise KeyboardInterrupt from None
     if job.trainer.is_global_zero:
-        save_weights(job.module.model, job.run.folder)
+        save_weights(job.module.model, job.run)
 
 
 def evaluate(job: Job) -> dict[str, float]:
@@ -358,7 +358,8 @@ class Report(L.Callback):
         if batch_idx + 1 == trainer.num_training_batches:
             stopping.wait_for_step(False)
         elif self.run.checkpoints:
-            checkpoint_if_due(self.run.checkpoints, self.step, trainer.save_checkpoint)
+            content = trainer._checkpoint_connector.dump_checkpoint
+            checkpoint_if_due(self.run.checkpoints, self.step, module.model, content)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         row = {"epoch": trainer.current_epoch + 1, "train_loss": module.mean_train_loss()}
@@ -460,6 +461,7 @@ def loader(run: Run, split: str, batch: int) -> DataLoader:
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=as_it_is,
+        worker_init_fn=stopping.begin_worker if num_workers else None,
         generator=torch.Generator(),  # else each new iterator draws from the generator of dropout and stochastic depth
     )
 

@@ -62,8 +62,16 @@ def test_what_is_registered():
             r"interaction\.coco: no metric 'ap'",
         ),
         ("task: recall", "task: recal", r"positive_control: no task 'recal'; did you mean recall\?"),
-        ("scales: [demo]", "scales: [dmo]", r"positive_control\.scales: no scale 'dmo'; did you mean demo\?"),
-        ("scales: [demo]", "scales: [paper]", r"positive_control\.scales: conf/recipe/recall_paper\.yaml is missing"),
+        (
+            "scales: [demo, pilot, paper]",
+            "scales: [dmo]",
+            r"positive_control\.scales: no scale 'dmo'; did you mean demo\?",
+        ),
+        (
+            "{task: recall, metric: top1_percent, scales: [demo, pilot, paper]",
+            "{task: ade20k, metric: miou_percent, scales: [pilot]",
+            r"positive_control\.scales: conf/recipe/ade20k_pilot\.yaml is missing",
+        ),
         ("seeds: 3", "seeds: 6", r"positive_control\.seeds: give a number from 1 to that of the first look, 5"),
         ("solved: 60.0", "solved: 20.0", r"positive_control: give an unsolved below solved"),
         ("seeds: 3, ", "", r"key positive_control\.seeds is missing"),
@@ -155,13 +163,15 @@ def test_runs_that_do_not_say_and_a_lost_copy_are_named(registered):
     assert "the file was changed, from a version" in said and "is not in" in said
 
 
-def test_a_control_of_another_scale_is_no_part_of_the_rule(registered):
-    change, results = registered
-    change("solved: 60.0", "solved: 50.0")
-    runs = [record.read(file) for file in (results / "records").rglob("*.json")]
-    assert experiment.changes(experiment.load("1"), "paper", results, runs) == []
-    (said,) = experiment.changes(experiment.load("1"), "demo", results, runs)
-    assert said == "after 24 of 24 runs positive_control.solved was changed from 60.0 to 50.0"
+def test_a_control_of_another_scale_is_no_part_of_the_rule(tmp_path):
+    text = (
+        (experiment.FOLDER / "hypothesis_1.yaml").read_text().replace("scales: [demo, pilot, paper]", "scales: [demo]")
+    )
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "b.yaml").write_text(text.replace("solved: 60.0", "solved: 50.0"))
+    for scale, differ in (("paper", False), ("pilot", False), ("demo", True)):
+        rules = [experiment.rule_of(tmp_path / name, scale) for name in ("a.yaml", "b.yaml")]
+        assert (rules[0] != rules[1]) == differ, scale
 
 
 @pytest.mark.parametrize("text", ["claim: [An", "- a\n- list\n", "positive_control: recall\n"])

@@ -115,7 +115,9 @@ def test_convolutions_do_not_reach_the_mark_and_a_scan_does(hypothesis, scale):
         seen = reach(arm, scale)
         assert seen[-1]
         assert seen[:marked].all() if arm in arms.treatments else not seen[:marked].any(), arm
-    assert reach(arms.control, "demo").nonzero()[0].min() == 89  # as conf/recipe/recall_demo.yaml says
+    assert (
+        reach(hypothesis.scales["demo"].control, "demo").nonzero()[0].min() == 89
+    )  # as conf/recipe/recall_demo.yaml says
 
 
 def test_the_last_token_is_judged_and_every_token_is_taught():

@@ -121,7 +121,10 @@ def killed_at_random(task: str, kills: int, folder: Path, uninterrupted: Any, *m
             child = start(config, log)
             if done < kills:
                 time.sleep(rng.uniform(0, seconds))
-                os.killpg(child, signal.SIGKILL)
+                try:
+                    os.killpg(child, signal.SIGKILL)
+                except ProcessLookupError:  # so early that it has no group of its own yet
+                    os.kill(child, signal.SIGKILL)
             code = end(child)
             if code == 0:
                 break

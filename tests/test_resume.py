@@ -169,13 +169,13 @@ def test_two_processes_of_which_one_is_killed_go_on_with_the_same_bits(task, fau
     done, config = run_it("whole")
     assert done.returncode == 0, done.stderr
     whole = left(config)
-    faults = {"PYTHONPATH": str(ROOT / "tests" / "faults"), "FAULT": f"{fault},6,mambaout_atto,{tmp_path / 'flag'}"}
+    faults = {"PYTHONPATH": str(ROOT / "tests" / "faults"), "FAULT": f"{fault},4,mambaout_atto,{tmp_path / 'flag'}"}
     done, config = run_it("killed", **faults)
     assert done.returncode != 0 and not record.path(config).exists()
     done, config = run_it("killed", **faults)
     assert done.returncode == 0, done.stderr
     same(left(config), whole)
-    assert went_on(record.read(record.path(config))) == [5 if fault == "SIGKILL" else 6]
+    assert went_on(record.read(record.path(config))) == [3 if fault == "SIGKILL" else 4]
 
 
 @pytest.mark.parametrize("task", RUNS)

@@ -91,7 +91,8 @@ def run(config: Config) -> record.Record | None:
     with stopping.handled(), contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
         claim = held.enter_context(claims.held(folder)) if main_process else None
         if world_size() == 1 and (done := record.find(config, images.fingerprint, digest)):
-            return done  # made by whoever held it until now
+            print(f"{address}: already recorded, nothing to do ({record.path(config)})")  # by whoever held it until now
+            return done
         guard = claim.check if claim else lambda: None
         every = config["hardware"]["checkpoint_seconds"]
         checkpoints = Checkpoints(folder, identity, made_by, every, config["resume"], guard, main_process)

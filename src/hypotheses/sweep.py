@@ -220,6 +220,9 @@ class Work:
             os.killpg(child.process.pid, signal.SIGKILL)
         seconds, address = time.monotonic() - child.started, record.address(child.config)
         if child.process.returncode == 0 and record.path(child.config).exists():
+            if any("already recorded, nothing to do" in line for line in failures.tail(child.log, 3, child.since)):
+                self.by_another(child.config)
+                return
             self.times.setdefault(cell(child.config), []).append(seconds)
             self.done(child.config, f"{seconds:.0f} s")
             return

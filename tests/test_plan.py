@@ -142,7 +142,8 @@ def test_a_measurement_is_of_the_real_run(task, paths):
 
 
 def test_data_that_are_not_there_are_said_and_stop_no_plan(paths, command):
-    done = command("hypotheses.plan", "1", "--scale", "paper", "paths.imagenet=/nowhere", *paths)
+    # the third hypothesis: the others' positive control has data that are drawn, for minutes
+    done = command("hypotheses.plan", "3", "--scale", "paper", "paths.imagenet=/nowhere", *paths)
     assert done.returncode == 0, done.stderr
     assert "cannot be measured: no images at /nowhere/train" in done.stdout and "cannot be said" in done.stdout
 

@@ -6,10 +6,23 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
 
 BUSY = 75  # exit code where another process is at what was asked for
 CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+
+
+def command(main: Callable[[], int], interrupted: str = "") -> NoReturn:
+    """Do what a person has typed, and end the process with what `main` returns; 130 after Ctrl-C, with `interrupted` said."""
+    with one_line():
+        try:
+            sys.exit(main())
+        except KeyboardInterrupt:
+            if interrupted:
+                print(interrupted, file=sys.stderr)
+            sys.exit(130)
+    raise AssertionError("sys.exit returned")
 
 
 class UserError(Exception):

@@ -8,7 +8,6 @@ child process with the real data and network, STEPS optimiser steps of which the
 side by side as the sweep would run.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import json
@@ -20,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hypotheses import checkpoint, data, experiment, pretrained, record, selection, standing
+from hypotheses import data, experiment, pretrained, selection, standing
 from hypotheses.config import Config, compose, is_dense
 from hypotheses.cost import amount, columns
-from hypotheses.errors import UserError, one_line
+from hypotheses.errors import UserError, command
 from hypotheses.selection import Selection
 from hypotheses.standing import CONFLICT, RECORDED, RUNNING, STALE, Standing
 from hypotheses.sweep import Slot, make_slots
@@ -99,7 +98,7 @@ def why(run: Standing) -> str:
 def make(asked: Selection, measure: bool = True) -> Plan:
     """The plan of a sweep; without `measure` minutes come from records alone."""
     configs = asked.configs()
-    runs = [stand(config) for config in configs]
+    runs = standing.of_all(configs, plan=True)
     slots = make_slots(configs[0], asked.jobs)
     groups: dict[str, list[Standing]] = {}
     for run in runs:
@@ -116,31 +115,29 @@ def make(asked: Selection, measure: bool = True) -> Plan:
     return Plan(asked, runs, [cell(group, known.get(name), asked.stale) for name, group in groups.items()], len(slots))
 
 
-def stand(config: Config) -> Standing:
-    """Where a run stands. Its data are looked at only where there is a record or a checkpoint to compare."""
-    if not record.path(config).exists() and not checkpoint.listed(standing.folder(config) / "checkpoints"):
-        return standing.of(config)
-    try:
-        start = pretrained.find(config)
-        return standing.of(config, data.prepare(config).fingerprint, start.sha256 if start else None)
-    except UserError as error:
-        return Standing(config, CONFLICT, str(error))
-
-
 def cell(group: list[Standing], known: dict[str, Any] | None, stale: str | None) -> Cell:
     from hypotheses import cost
 
     config = group[0].config
     network = cost.of_run(config)
-    todo = [run for run in group if action(run, stale) in ("run", "resume")]
-    left = sum(1 - run.step / run.beat["steps"] if run.step and run.beat.get("steps") else 1.0 for run in todo)
+    missing = [run for run in group if action(run, stale) in ("run", "resume")]
+    left = sum(1 - run.step / run.beat["steps"] if run.step and run.beat.get("steps") else 1.0 for run in missing)
     # the weights of every run stay; checkpoints, two whole ones and one being written, go when it is recorded
-    disk = network["params"] * (BYTES["weights"] * len(todo) + (3 * BYTES["checkpoint"] if todo else 0))
+    disk = network["params"] * (BYTES["weights"] * len(missing) + (3 * BYTES["checkpoint"] if missing else 0))
     task, arm = config["task"]["name"], config["backbone"]["name"]
-    found = known or {"seconds": None, "memory": None, "source": "not measured" if todo else "nothing to do"}
+    found = known or {"seconds": None, "memory": None, "source": "not measured" if missing else "nothing to do"}
     minutes = None if found["seconds"] is None else found["seconds"] / 60
     return Cell(
-        task, arm, len(todo), left, network["params"], network["macs"], found["memory"], disk, minutes, found["source"]
+        task,
+        arm,
+        len(missing),
+        left,
+        network["params"],
+        network["macs"],
+        found["memory"],
+        disk,
+        minutes,
+        found["source"],
     )
 
 
@@ -341,12 +338,8 @@ def main(arguments: list[str] | None = None) -> int:
     if words[:1] == ["--measure"]:
         print(json.dumps(measure_here(compose(words[1:]))))
         return 0
-    parser = argparse.ArgumentParser(
-        prog="make plan HYP=1",
-        description="What a sweep would do and cost, before anything is trained.",
-        usage=f"make plan {selection.USAGE} [BUDGET=minutes]{selection.LAST}",
-    )
-    selection.add_options(parser)
+    about = "What a sweep would do and cost, before anything is trained."
+    parser = selection.parser("plan", about, " [BUDGET=minutes]")
     parser.add_argument("--budget", help="minutes; more than that is an error")
     parser.add_argument("--json", action="store_true", help="for machines")
     given = parser.parse_intermixed_args(words)
@@ -358,8 +351,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with one_line():
-        try:
-            sys.exit(main())
-        except KeyboardInterrupt:
-            sys.exit(130)
+    command(main)

@@ -17,7 +17,7 @@ from typing import Any
 
 from hypotheses import bootstrap, pretrained, record
 from hypotheses.config import Config, compose
-from hypotheses.errors import UserError, nearest, one_line
+from hypotheses.errors import UserError, command, nearest
 from hypotheses.metrics import METRICS
 from hypotheses.record import Record
 
@@ -146,8 +146,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with one_line():
-        try:
-            sys.exit(main())
-        except KeyboardInterrupt:
-            sys.exit(130)
+    command(main)

@@ -42,6 +42,7 @@ from hypotheses.metrics import METRICS
 
 # a sweep says by these variables which run it asked for, and by which code
 EXPECTED, EXPECTED_CODE = "HYPOTHESES_IDENTITY", "HYPOTHESES_CODE"
+ALREADY = "already recorded, nothing to do"
 NEEDED_BYTES = 200 * 2**20  # free space below which no run is started
 
 
@@ -57,7 +58,7 @@ def run(config: Config) -> record.Record | None:
     address = record.address(config)
     if done := record.find(config, images.fingerprint, digest):
         if main_process:
-            print(f"{address}: already recorded, nothing to do ({record.path(config)})")
+            print(f"{address}: {ALREADY} ({record.path(config)})")
         return done
     check_devices(config)
 
@@ -91,7 +92,7 @@ def run(config: Config) -> record.Record | None:
     with stopping.handled(), contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
         claim = held.enter_context(claims.held(folder)) if main_process else None
         if world_size() == 1 and (done := record.find(config, images.fingerprint, digest)):
-            print(f"{address}: already recorded, nothing to do ({record.path(config)})")  # by whoever held it until now
+            print(f"{address}: {ALREADY} ({record.path(config)})")  # by whoever held it until now
             return done
         guard = claim.check if claim else lambda: None
         every = config["hardware"]["checkpoint_seconds"]

@@ -34,7 +34,12 @@ class Selection:
         return [experiment.config_of(self.scale, task, arm, seed, self.overrides) for task, arm, seed in wanted]
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def parser(target: str, about: str, more: str = "", after: str = "") -> argparse.ArgumentParser:
+    """Of `make <target>`, with the options that say which runs it is about; `more` of its own and what is said `after` them stand in
+    its usage."""
+    parser = argparse.ArgumentParser(
+        prog=f"make {target} HYP=1", description=about, usage=f"make {target} {USAGE}{more}{LAST}{after}"
+    )
     parser.add_argument("hypothesis", help="number of a file in experiments/")
     parser.add_argument("--scale", default="demo", help="demo, pilot or paper")
     parser.add_argument("--task", help="one task of the hypothesis; all by default")
@@ -43,6 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, help="runs side by side; one per core or GPU by default")
     parser.add_argument("--stale", help="what to do with records of other code: reuse, or rerun")
     parser.add_argument("overrides", nargs="*", help="hardware=..., hardware.key=..., paths.key=..., resume=any|never")
+    return parser
 
 
 def read(asked: argparse.Namespace) -> Selection:

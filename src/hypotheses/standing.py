@@ -14,10 +14,11 @@ Nothing heavy is imported here.
 import contextlib
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hypotheses import attempts, checkpoint, claims, failures, record
+from hypotheses import attempts, checkpoint, claims, data, failures, pretrained, record
 from hypotheses.config import Config
 from hypotheses.errors import UserError
 from hypotheses.record import Record
@@ -77,14 +78,41 @@ def heartbeat(place: Path) -> dict[str, Any]:
     return {}
 
 
-def of(config: Config, fingerprint: str | None = None, pretrained: str | None = None) -> Standing:
+def of(config: Config, fingerprint: str | None = None, start: str | None = None) -> Standing:
     """Where the run of a config stands. Without the fingerprint of its data a record is not compared with them."""
-    identity = record.identity(config, fingerprint, pretrained) if fingerprint else ""
-    found = look(config, fingerprint, pretrained)
+    identity = record.identity(config, fingerprint, start) if fingerprint else ""
+    found = look(config, fingerprint, start)
     if found.state in (RECORDED, STALE, CONFLICT):
         return dataclasses.replace(found, identity=identity)
     step, foreign = going_on(config, identity)
     return dataclasses.replace(found, identity=identity, step=step, foreign=foreign)
+
+
+def of_all(configs: Sequence[Config], plan: bool = False) -> list[Standing]:
+    """Where runs stand, with their data made or found, each once. For a `plan` only where there is a record or a checkpoint to compare
+    with, and what cannot be found is no error but the state of its run. Raises UserError."""
+    fingerprints: dict[str, str] = {}
+    if (
+        not plan
+    ):  # those that cannot be made first: what is missing is said before others are drawn, which takes minutes
+        for config in sorted(configs, key=lambda c: c["recipe"]["data"]["source"] not in data.PUBLISHED):
+            if (key := data.depends_on(config)) not in fingerprints:
+                fingerprints[key] = data.prepare(config).fingerprint
+    found = []
+    for config in configs:
+        if plan and not record.path(config).exists() and not checkpoint.listed(folder(config) / "checkpoints"):
+            found.append(of(config))
+            continue
+        try:
+            if (key := data.depends_on(config)) not in fingerprints:
+                fingerprints[key] = data.prepare(config).fingerprint
+            start = pretrained.find(config)
+            found.append(of(config, fingerprints[key], start.sha256 if start else None))
+        except UserError as error:
+            if not plan:
+                raise
+            found.append(Standing(config, CONFLICT, str(error)))
+    return found
 
 
 def going_on(config: Config, identity: str) -> tuple[int, str]:
@@ -100,7 +128,8 @@ def going_on(config: Config, identity: str) -> tuple[int, str]:
     return 0, ""
 
 
-def look(config: Config, fingerprint: str | None, pretrained: str | None) -> Standing:
+def look(config: Config, fingerprint: str | None, start: str | None) -> Standing:
+    """All but the checkpoint; `start` is the sha256 of the weights that the run starts from."""
     place, address = folder(config), record.address(config)
     target = record.path(config)
     if target.exists():
@@ -112,7 +141,7 @@ def look(config: Config, fingerprint: str | None, pretrained: str | None) -> Sta
                 if odd:
                     return Standing(config, CONFLICT, "left by another configuration: " + "; ".join(odd))
             else:
-                found = record.find(config, fingerprint, pretrained)
+                found = record.find(config, fingerprint, start)
                 assert found
         except UserError as error:
             return Standing(config, CONFLICT, str(error))

@@ -3,7 +3,6 @@
 python -m hypotheses.status 1 [--scale demo] [--task coco] [--seeds 5] [--arms all] [--watch] [--json] [paths.results=...]
 """
 
-import argparse
 import contextlib
 import json
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 from hypotheses import claims, selection, standing
 from hypotheses.cost import columns
-from hypotheses.errors import one_line
+from hypotheses.errors import command
 from hypotheses.selection import Selection
 from hypotheses.standing import DEAD, FAILED, RECORDED, RUNNING, STALE, Standing
 
@@ -91,12 +90,8 @@ def duration(seconds: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="make status HYP=1",
-        description="Where the runs of a sweep stand.",
-        usage=f"make status {selection.USAGE}{selection.LAST}; ARGS=--watch redraws it, ARGS=--json is for machines",
-    )
-    selection.add_options(parser)
+    said = "; ARGS=--watch redraws it, ARGS=--json is for machines"
+    parser = selection.parser("status", "Where the runs of a sweep stand.", after=said)
     parser.add_argument("--watch", action="store_true", help="look again until nothing has run for a minute")
     parser.add_argument("--json", action="store_true", help="for machines")
     given = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
@@ -117,8 +112,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with one_line():
-        try:
-            sys.exit(main())
-        except KeyboardInterrupt:
-            sys.exit(130)
+    command(main)

@@ -6,7 +6,6 @@ Hydra composes each run; this file only starts and watches them. Finished runs a
 others, and an interrupted sweep goes on when the same command is typed again. The parent never imports torch.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -19,11 +18,11 @@ import time
 from pathlib import Path
 from typing import IO
 
-from hypotheses import attempts, claims, data, experiment, failures, pretrained, record, report, selection, standing
+from hypotheses import attempts, claims, experiment, failures, record, report, selection, standing
 from hypotheses.config import Config
-from hypotheses.errors import UserError, one_line
+from hypotheses.errors import UserError, command
 from hypotheses.experiment import Experiment
-from hypotheses.run import EXPECTED, EXPECTED_CODE, check_space
+from hypotheses.run import ALREADY, EXPECTED, EXPECTED_CODE, check_space
 from hypotheses.selection import Selection
 from hypotheses.standing import RECORDED, STALE, cell, heartbeat
 
@@ -48,6 +47,7 @@ class Child:
     ooms: int = 0  # processes that the machine had ended for memory when it was looked at last
     beat: dict = dataclasses.field(default_factory=dict)  # its latest heartbeat, and when that was seen
     seen: float = 0.0
+    hung: bool = False  # it was ended for its silence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def sweep(asked: Selection) -> int:
     failed. Raises UserError, too where runs of other code are there and `asked.stale` does not say what to do with them."""
     configs = asked.configs()
     check_space(configs[0])
-    found = stand(configs)
+    found = standing.of_all(configs)
     if odd := [run for run in found if run.state == standing.CONFLICT]:
         raise UserError(odd[0].why)
     if foreign := [run for run in found if run.foreign]:
@@ -94,17 +94,6 @@ def sweep(asked: Selection) -> int:
     if old and asked.stale == "reuse":
         print(f"note: {len(old)} recorded runs were made by other code or software, and are taken as they are")
     return 1 if missing and Work(asked.hypothesis, configs, missing, slots, asked.overrides).run() else 0
-
-
-def stand(configs: list[Config]) -> list[standing.Standing]:
-    """Where the runs stand, with their data made or found."""
-    images = {data.depends_on(config): config for config in configs}
-    fingerprints = {key: data.prepare(config).fingerprint for key, config in images.items()}
-    found = []
-    for config in configs:
-        start, fingerprint = pretrained.find(config), fingerprints[data.depends_on(config)]
-        found.append(standing.of(config, fingerprint, start.sha256 if start else None))
-    return found
 
 
 class Work:
@@ -220,14 +209,14 @@ class Work:
             os.killpg(child.process.pid, signal.SIGKILL)
         seconds, address = time.monotonic() - child.started, record.address(child.config)
         if child.process.returncode == 0 and record.path(child.config).exists():
-            if any("already recorded, nothing to do" in line for line in failures.tail(child.log, 3, child.since)):
+            if any(ALREADY in line for line in failures.tail(child.log, 3, child.since)):
                 self.by_another(child.config)
                 return
             self.times.setdefault(cell(child.config), []).append(seconds)
             self.done(child.config, f"{seconds:.0f} s")
             return
         code, log = child.process.returncode, "\n".join(failures.tail(child.log, 60, child.since))
-        kind = "hang" if child.beat.get("hang") else failures.classify(code, log, failures.ooms() - child.ooms)
+        kind = "hang" if child.hung else failures.classify(code, log, failures.ooms() - child.ooms)
         how = f"no heartbeat for {hang_seconds(child.config):g} s" if kind == "hang" else failures.describe(code, log)
         if kind == failures.BUSY:
             self.others.append(child.config)
@@ -252,7 +241,7 @@ class Work:
         elif now - child.seen > hang_seconds(child.config) > 0:
             ask_where(child)
             stop([child], grace=0.0)
-            child.beat = {"hang": True}
+            child.hung = True
 
 
 def ask_where(child: Child) -> None:
@@ -398,12 +387,8 @@ def time_left(
 
 def parse(arguments: list[str]) -> tuple[Selection, str | None]:
     """What is asked for, and the budget in minutes."""
-    parser = argparse.ArgumentParser(
-        prog="make sweep HYP=1",
-        description="Run what is missing of a hypothesis, then judge it and write its report.",
-        usage=f"make sweep {selection.USAGE} [BUDGET=minutes]{selection.LAST}",
-    )
-    selection.add_options(parser)
+    about = "Run what is missing of a hypothesis, then judge it and write its report."
+    parser = selection.parser("sweep", about, " [BUDGET=minutes]")
     parser.add_argument("--budget", help="minutes; a sweep that would take longer is not begun")
     given = parser.parse_intermixed_args(arguments)
     return selection.read(given), given.budget
@@ -432,9 +417,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with one_line():
-        try:
-            sys.exit(main())
-        except KeyboardInterrupt:
-            print("interrupted: the same command goes on", file=sys.stderr)
-            sys.exit(130)
+    command(main, "interrupted: the same command goes on")

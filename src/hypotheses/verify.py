@@ -23,7 +23,7 @@ import numpy as np
 
 from hypotheses import bootstrap, experiment, provenance, record, report
 from hypotheses.config import ROOT, compose
-from hypotheses.errors import UserError, one_line
+from hypotheses.errors import UserError, command
 from hypotheses.metrics import METRICS
 
 MANIFEST = "MANIFEST.sha256"
@@ -247,5 +247,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with one_line():
-        sys.exit(main())
+    command(main)

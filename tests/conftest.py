@@ -16,6 +16,8 @@ from hypotheses import allocator, bootstrap, experiment, metrics, record
 from hypotheses.config import CONF, ROOT, compose
 
 torch.set_num_threads(1)  # tests run side by side
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS"):  # `make test ARGS=...` is not for the make that a test types
+    os.environ.pop(name, None)
 
 BACKBONES = sorted(p.stem for p in (CONF / "backbone").glob("*.yaml"))
 

@@ -96,7 +96,7 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["coco", pytest.param("ade20k", marks=pytest.mark.slow)])
 def test_order_and_augmentation_are_the_same_for_all_arms_and_workers(task, paths, tmp_path):
     """With mirroring and, in segmentation, random sizes and colours; over three epochs of two batches."""
     found = []
@@ -135,7 +135,7 @@ def test_two_processes_share_the_batches_of_one(monkeypatch):
     assert len({key for batch in alone for key in batch}) == 16
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["ade20k", pytest.param("coco", marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_metrics_and_weights_twice(task, paths, tmp_path):
     made = []
     for folder, seed in (("one", 0), ("two", 0), ("three", 1)):
@@ -228,7 +228,7 @@ def test_the_paper_scale_is_the_shipped_config_for_swin_but_for_what_the_recipe_
 # ---- what training starts from ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backbone", ["mambaout_atto", "vit_atto"])
+@pytest.mark.parametrize("backbone", ["mambaout_atto", pytest.param("vit_atto", marks=pytest.mark.slow)])
 def test_a_backbone_starts_from_the_imagenet_run_of_its_seed(backbone, paths, tmp_path):
     asked = smoke("coco", paths, f"backbone={backbone}", "pretrained=imagenet", "seed=1")
     with pytest.raises(

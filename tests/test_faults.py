@@ -66,9 +66,9 @@ def records(folder: Path) -> list[record.Record]:
     ("fault", "kind", "how"),
     [
         ("SIGKILL", "killed", "killed by SIGKILL"),
-        ("SIGTERM", "killed", "stopped: nothing was recorded"),
-        ("SIGSEGV", "crash", "killed by SIGSEGV"),
-        ("hang", "hang", "no heartbeat for 30 s"),
+        pytest.param("SIGTERM", "killed", "stopped: nothing was recorded", marks=pytest.mark.slow),
+        pytest.param("SIGSEGV", "crash", "killed by SIGSEGV", marks=pytest.mark.slow),
+        pytest.param("hang", "hang", "no heartbeat for 30 s", marks=pytest.mark.slow),
     ],
 )
 def test_what_may_have_been_chance_goes_on_from_its_checkpoint(fault, kind, how, small, tmp_path):
@@ -89,10 +89,10 @@ def test_what_may_have_been_chance_goes_on_from_its_checkpoint(fault, kind, how,
 @pytest.mark.parametrize(
     ("fault", "kind", "how"),
     [
-        ("memory", "memory", "out of memory"),
+        pytest.param("memory", "memory", "out of memory", marks=pytest.mark.slow),
         ("nan", "nan", "training diverged: the loss is nan"),
-        ("code", "code", "ZeroDivisionError: a mistake"),
-        ("full", "disk", "cannot write at /somewhere: No space left on device"),
+        pytest.param("code", "code", "ZeroDivisionError: a mistake", marks=pytest.mark.slow),
+        pytest.param("full", "disk", "cannot write at /somewhere: No space left on device", marks=pytest.mark.slow),
     ],
 )
 def test_what_would_come_again_is_not_tried_again_and_stops_nothing_else(fault, kind, how, small, tmp_path):
@@ -109,6 +109,7 @@ def test_what_would_come_again_is_not_tried_again_and_stops_nothing_else(fault, 
     assert code == 0 and "2 runs, 1 recorded, 1 to run, 1 of them from a checkpoint" in shown
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_is_given_up(small, tmp_path, monkeypatch):
     monkeypatch.setenv("FAULT", f"SIGKILL,1,{FAULTY},-")  # every time
     code, shown = small()
@@ -171,6 +172,7 @@ def begin(paths: list[str], *more: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(paths, tmp_path):
     both = [begin(paths), begin(paths)]
     said = [sweeping.communicate(timeout=300)[0] for sweeping in both]
@@ -333,7 +335,13 @@ def project(tmp_path):
             "weight_decay: 0.5",
             "conf/ or the data were changed",
         ),
-        ("src/hypotheses/tasks/common.py", "return math.isfinite", "", "src/ was changed while the sweep ran"),
+        pytest.param(
+            "src/hypotheses/tasks/common.py",
+            "return math.isfinite",
+            "",
+            "src/ was changed while the sweep ran",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_files_that_are_changed_meanwhile_are_noticed(file, old, new, said, project, paths, tmp_path):
@@ -507,6 +515,7 @@ def test_results_that_cannot_be_written_are_said_before_anything_is_trained(tmpf
     assert f"cannot write to {place} (Read-only file system): set paths.results=FOLDER" in said
 
 
+@pytest.mark.slow
 def test_results_that_become_read_only_on_the_way_lose_no_record(small, tmpfs, tmp_path):
     place = tmpfs("results", "size=300m")
     assert small()[0] == 0

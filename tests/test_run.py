@@ -29,7 +29,7 @@ SHORT = [
 ]
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [pytest.param(b, marks=[pytest.mark.slow] * ("_base" in b)) for b in BACKBONES])
 def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(
     backbone, paths, tmp_path, capsys, check_kept
 ):
@@ -220,7 +220,9 @@ def test_a_disk_that_fills_up_on_the_way_loses_nothing(small_disk, paths, monkey
     assert run(config) and record.path(config).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGTERM))]
+)
 def test_a_killed_run_leaves_no_record_and_runs_again(number, paths, tmp_path, command):
     words = ["hypotheses.run", *paths, "recipe.data.train_placements=1", "recipe.data.val_placements=1", "recipe.epochs=2",
              "hardware=cpu", "backbone=mambaout_atto_identity", "tag=killed"]  # fmt: skip

@@ -12,7 +12,7 @@ from hypotheses import data, tasks
 from hypotheses.config import compose
 from hypotheses.errors import UserError, one_line
 from hypotheses.run import run
-from hypotheses.tasks import common, imagenet
+from hypotheses.tasks import common, imagenet, images
 
 
 @pytest.fixture
@@ -162,10 +162,10 @@ def test_an_image_folder_is_trained_with_the_papers_recipe(real_images, paths):
 def test_augmentation_is_a_function_of_seed_epoch_and_image(real_images, paths, tmp_path):
     config = compose([*paths, *PAPER, "recipe.num_classes=2", f"paths.imagenet={real_images}"])
     made = tasks.Run(config, data.prepare(config), tmp_path)
-    one, two = imagenet.dataset(made, "train"), imagenet.dataset(made, "train")
+    one, two = images.dataset(made, "train"), images.dataset(made, "train")
     assert torch.equal(one[0, 3][0], two[0, 3][0])
     assert not torch.equal(one[0, 3][0], one[1, 3][0])
-    val = imagenet.dataset(made, "val")
+    val = images.dataset(made, "val")
     assert torch.equal(val[0, 3][0], val[1, 3][0])
 
 

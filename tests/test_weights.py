@@ -31,7 +31,6 @@ from hypotheses.backbones import weights
 from hypotheses.config import compose
 from hypotheses.errors import UserError
 from hypotheses.run import evaluate, run
-from hypotheses.tasks import imagenet
 
 SIZES = [(224, 224), (192, 256)]
 VARIANTS = [
@@ -487,7 +486,7 @@ def test_accuracy_is_that_of_timm_at_the_asked_size(size, val_folder, paths, tmp
     with torch.inference_mode():
         logits = reference(torch.stack(images))
     metrics = evaluate(config)["metrics"]
-    seen = imagenet.dataset(tasks.Run(config, data.prepare(config), tmp_path), "val")
+    seen = images.dataset(tasks.Run(config, data.prepare(config), tmp_path), "val")
     for i, image in enumerate(images):
         torch.testing.assert_close(seen[0, i][0], image, atol=1e-6, rtol=0)
     assert metrics["top1_percent"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())

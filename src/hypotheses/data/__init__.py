@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hypotheses.config import Config
-from hypotheses.data import folder
+from hypotheses.data import folder, sources
 
 PUBLISHED = ("imagenet", "coco", "ade20k")  # sources of data; others are drawn from the seed
 
@@ -37,6 +37,11 @@ def depends_on(config: Config) -> str:
     return json.dumps([data, config["recipe"]["num_classes"], config["paths"], seed], sort_keys=True)
 
 
+def index_folder(config: Config) -> Path:
+    """For what is worked out of a data set once."""
+    return Path(config["paths"]["data"], "index")
+
+
 def prepare(config: Config) -> Images:
     """Find the data of a run, or make them where the project can. Raises UserError with the layout that is expected."""
     data: dict[str, Any] = config["recipe"]["data"]
@@ -53,7 +58,7 @@ def prepare(config: Config) -> Images:
     if source == "imagenet":
         root = Path(config["paths"]["imagenet"])
         splits = ("val",) if config["mode"]["name"] == "eval" else folder.SPLITS
-        classes, fingerprint = folder.check(root, num_classes, data["classes"], splits)
+        classes, fingerprint = sources.check(root, num_classes, data["classes"], splits, index_folder(config))
         return Images(root, classes, fingerprint)
     if source == "scenes":
         from hypotheses.data import scenes

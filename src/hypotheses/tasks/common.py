@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, get_worker_info
 
 from hypotheses import stopping
 from hypotheses.checkpoint import Checkpoints
@@ -62,18 +62,20 @@ class EpochSampler(Sampler[Key]):
 
 @contextlib.contextmanager
 def keyed_random(*key: int) -> Iterator[None]:
-    """Inside, the global generators of Python, NumPy and torch are functions of `key`; outside they are untouched."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """Inside, the global generators of Python, NumPy and torch are functions of `key`; outside they are untouched, but in a process
+    that loads data, where nothing else draws."""
+    before = None if get_worker_info() else random_state()
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        if before:
+            restore_random_state(before)
 
 
 @dataclasses.dataclass(frozen=True)

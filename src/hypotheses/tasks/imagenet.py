@@ -1,9 +1,9 @@
-"""Image classification by Lightning: ImageNet in its folder layout, and the demo's digits in the same one.
+"""Image classification by Lightning: ImageNet in any of its layouts, and the demo's digits in one of them.
 
-Order and augmentation are functions of (seed, epoch, image) alone, mixing of (seed, epoch, pass, process): never of the
-workers or of what else the process has drawn. So the arms of a seed see the same images.
+Order and augmentation are functions of (seed, epoch, image) alone (images.py), erasing and mixing of (seed, epoch, pass, process): never
+of the workers or of what else the process has drawn. So the arms of a seed see the same images.
 
-B batch; H, W pixels. Images travel as uint8 where they are kept in memory, and are normalised on the device.
+B batch; H, W pixels. Images travel as uint8 and are normalised on the device.
 """
 
 import dataclasses
@@ -19,20 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from hypotheses import backbones, stopping
 from hypotheses.backbones import weights
 from hypotheses.config import Config
-from hypotheses.data.folder import list_images
 from hypotheses.errors import UserError
 from hypotheses.progress import Progress
-from hypotheses.tasks import Run
+from hypotheses.tasks import Run, images
 from hypotheses.tasks.common import (
-    EpochSampler,
-    Key,
     check_finite,
     checkpoint_if_due,
     divide,
@@ -44,7 +41,6 @@ from hypotheses.tasks.common import (
     restore_random_state,
     save_weights,
     start_progress,
-    workers,
     world_size,
 )
 
@@ -84,14 +80,14 @@ def build(run: Run, kind: "type[Classification] | None" = None) -> Job:
             raise UserError(
                 f"recipe.mix needs an even number of images at a time, not {share.images}: change the batch size"
             )
-        train_loader = loader(run, "train", share.images)
+        train_loader = images.loader(run, "train", share.images)
         steps_per_epoch = len(train_loader) // share.passes
         if steps_per_epoch == 0:
             raise UserError(
                 f"recipe.batch_size={recipe['batch_size']} is more than the images for training: make it smaller"
             )
         module = kind(config, steps_per_epoch)
-    val_loader = loader(run, "val", share.images)
+    val_loader = images.loader(run, "val", share.images)
     report = Report(run, recipe["epochs"] * steps_per_epoch)
     trainer = L.Trainer(
         accelerator=hardware["accelerator"],
@@ -216,6 +212,7 @@ class Classification(L.LightningModule):
         self.register_buffer("mean", torch.tensor(recipe["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(recipe["std"]).view(3, 1, 1), persistent=False)
         self.mix = mixup(recipe) if recipe["mix"] else None
+        self.erase = images.erasing(recipe)
         self.top1 = MulticlassAccuracy(recipe["num_classes"], average="micro")
         self.top5 = MulticlassAccuracy(recipe["num_classes"], average="micro", top_k=min(5, recipe["num_classes"]))
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))  # NaN must show
@@ -223,26 +220,29 @@ class Classification(L.LightningModule):
         self.seen: list[Tensor] = []  # predicted and annotated classes of the batches of a validation, (2, B)
         self.kept = np.zeros((2, 0), np.uint16)  # of all images of the latest validation, over all processes
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) in 0..255 -> float, normalised; floats are normalised already."""
-        return images if images.is_floating_point() else (images / 255 - self.mean) / self.std
+    def normalise(self, batch: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) in 0..255 -> float, normalised."""
+        return (batch.contiguous() / 255).sub_(self.mean).div_(self.std)
 
-    def loss(self, images: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    def loss(self, batch: Tensor, target: Tensor, smoothing: float) -> Tensor:
         """Of normalised images, for classes (B,) or, mixed, shares of them (B, num_classes)."""
-        return F.cross_entropy(self.model(images), target, label_smoothing=smoothing)
+        return F.cross_entropy(self.model(batch), target, label_smoothing=smoothing)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, batch: Tensor) -> Tensor:
         """That a validation judges: (B, num_classes)."""
-        return self.model(images)
+        return self.model(batch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        images, target = self.normalise(batch[0]), batch[1]
-        smoothing = self.recipe["label_smoothing"]
-        if self.mix:  # it smooths the labels too
+        inputs, target = self.normalise(batch[0]), batch[1]
+        if self.erase or self.mix:
             with keyed_random(self.seed, self.current_epoch, batch_index, self.global_rank):
-                images, target = self.mix(images, target)
-            smoothing = 0.0
-        loss = self.loss(images, target, smoothing)
+                if self.erase:
+                    self.erase.device = inputs.device
+                    inputs = self.erase(inputs)
+                if self.mix:
+                    inputs, target = self.mix(inputs, target)
+        smoothing = 0.0 if self.mix else self.recipe["label_smoothing"]  # mixing smooths the labels too
+        loss = self.loss(inputs, target, smoothing)
         self.train_loss.update(loss.detach())
         return loss
 
@@ -399,112 +399,6 @@ class EvaluationBar(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         self.bar.close()
-
-
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-
-class ImageDataset(Dataset):
-    """Images by (epoch, index): (image, label), or a whole batch at once where the images are kept in memory."""
-
-    def __init__(self, samples: list[tuple[str, int]], transform: Any, seed: int):
-        self.samples, self.transform, self.seed = samples, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        epoch, index = key
-        path, label = self.samples[index]
-        with keyed_random(self.seed, epoch, index):
-            return self.transform(load_image(path)), label
-
-    def __getitems__(self, keys: list[Key]) -> Any:
-        return default_collate([self[key] for key in keys])
-
-    def picture(self, index: int) -> Any:
-        """An image as it lies in its file, for PIL."""
-        return load_image(self.samples[index][0])
-
-
-class TensorDataset(Dataset):
-    """All images decoded: uint8 (images, 3, H, W), and their labels. A batch is one indexing."""
-
-    def __init__(self, images: Tensor, labels: Tensor):
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
-        indices = torch.tensor([index for _, index in keys])
-        return self.images[indices], self.labels[indices]
-
-    def picture(self, index: int) -> Any:
-        from PIL import Image
-
-        return Image.fromarray(self.images[index].permute(1, 2, 0).numpy())
-
-
-def loader(run: Run, split: str, batch: int) -> DataLoader:
-    """Batches of this process's share of a split: `train` shuffled, `val` all of it in order."""
-    recipe, hardware, seed = run.config["recipe"], run.config["hardware"], run.config["seed"]
-    data = dataset(run, split)
-    in_this_process = recipe["in_memory"] and hardware["workers"] is None
-    num_workers = 0 if in_this_process else workers(hardware, least=1)
-    global_batch = recipe["batch_size"] if split == "train" else None
-    return DataLoader(
-        data,
-        batch_size=batch,
-        sampler=EpochSampler(len(data), global_batch, seed),  # type: ignore[arg-type]
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        collate_fn=as_it_is,
-        worker_init_fn=stopping.begin_worker if num_workers else None,
-        generator=torch.Generator(),  # else each new iterator draws from the generator of dropout and stochastic depth
-    )
-
-
-def as_it_is(batch: Any) -> Any:
-    return batch  # the data sets collate
-
-
-def dataset(run: Run, split: str) -> Dataset:
-    recipe, seed = run.config["recipe"], run.config["seed"]
-    training = split == "train"
-    if run.images.root is None:
-        generator = torch.Generator().manual_seed(2 * seed + training)
-        num = recipe["data"][f"{split}_images"]
-        size = (num, 3, recipe["image_size"], recipe["image_size"])
-        images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-        return TensorDataset(images, torch.arange(num) % recipe["num_classes"])
-    samples = list_images(run.images.root, split, run.images.classes)
-    if recipe["in_memory"]:
-        if recipe["augment"]:
-            raise UserError("recipe.in_memory=true keeps decoded images, so recipe.augment must be null")
-        images = torch.from_numpy(np.stack([np.asarray(load_image(path)) for path, _ in samples]))
-        return TensorDataset(images.permute(0, 3, 1, 2).contiguous(), torch.tensor([label for _, label in samples]))
-    from timm.data import create_transform  # type: ignore[attr-defined]
-
-    common = {"mean": recipe["mean"], "std": recipe["std"]}
-    if training and recipe["augment"]:
-        transform = create_transform(recipe["image_size"], is_training=True, **recipe["augment"], **common)
-    else:
-        transform = create_transform(
-            recipe["image_size"], interpolation="bicubic", crop_pct=recipe["crop_pct"], **common
-        )
-    return ImageDataset(samples, transform, seed)
-
-
-def load_image(path: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): mend or replace the file") from error
 
 
 def mixup(recipe: Config) -> Any:

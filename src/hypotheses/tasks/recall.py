@@ -23,10 +23,10 @@ def build(run: Run) -> imagenet.Job:
 class Recall(Classification):
     """A classifier of every token of the last map, instead of their mean."""
 
-    def loss(self, images: Tensor, target: Tensor, smoothing: float) -> Tensor:
-        logits = self.model.of_each_token(images)  # (B, num_classes, h, w)
+    def loss(self, batch: Tensor, target: Tensor, smoothing: float) -> Tensor:
+        logits = self.model.of_each_token(batch)  # (B, num_classes, h, w)
         wanted: Any = target[:, None, None].expand(-1, *logits.shape[2:])
         return F.cross_entropy(logits, wanted, label_smoothing=smoothing)
 
-    def logits(self, images: Tensor) -> Tensor:
-        return self.model.of_each_token(images)[..., -1, -1]
+    def logits(self, batch: Tensor) -> Tensor:
+        return self.model.of_each_token(batch)[..., -1, -1]

@@ -1,0 +1,245 @@
+"""The images of a classification data set, in whichever layout it is kept:
+
+folders  train/<class>/<image> and val/<class>/<image>, as torchvision reads them
+shards   tar files as webdataset writes them, *train*.tar and *val*.tar, in one folder or in train/ and val/: of a sample KEY.jpg is the
+         image and KEY.cls its label
+tables   Hugging Face's: train-*.parquet and val*-*.parquet, in one folder or in data/, or what `DatasetDict.save_to_disk` writes; columns
+         `image` and `label`
+
+Each is read by number, so that the order of the images is ours whatever the layout. Nothing here decodes an image or imports torch.
+"""
+
+import hashlib
+import importlib.util
+import io
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hypotheses.data import folder
+from hypotheses.errors import UserError
+from hypotheses.record import write_aside
+
+WORDS = {"train": ("train",), "val": ("val", "validation")}  # of a split, in names of files and folders
+IMAGES = ("jpg", "jpeg", "png", "webp")  # endings in a shard
+
+
+class Source(Protocol):
+    """A split: `labels` (images,) int64, the bytes of an image's file by its number, and what a person finds it by."""
+
+    labels: np.ndarray
+
+    def read(self, index: int) -> bytes: ...
+    def name(self, index: int) -> str: ...
+
+
+class Folders:
+    def __init__(self, samples: Sequence[tuple[str, int]]):
+        # arrays: of a million Python strings each process that loads data would soon have its own, as it counts references to them
+        self.paths = np.array([os.fsencode(path) for path, _ in samples])
+        self.labels = np.array([label for _, label in samples], np.int64)
+
+    def read(self, index: int) -> bytes:
+        return Path(self.name(index)).read_bytes()
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
+
+
+class Shards:
+    """Tar files; `places` (images, 3) int64 says where in them each image lies: number of the file, offset and size in bytes."""
+
+    def __init__(self, files: Sequence[Path], places: np.ndarray, labels: np.ndarray):
+        self.files, self.places, self.labels = list(files), places, labels
+        self.opened: dict[tuple[int, int], int] = {}  # descriptors, by the process that has opened them and the file
+
+    def read(self, index: int) -> bytes:
+        number, offset, size = map(int, self.places[index])
+        if (key := (os.getpid(), number)) not in self.opened:
+            self.opened[key] = os.open(self.files[number], os.O_RDONLY)
+        return os.pread(self.opened[key], size, offset)
+
+    def name(self, index: int) -> str:
+        number, offset, _ = self.places[index]
+        return f"{self.files[number]}, image at byte {offset}"
+
+
+class Tables:
+    """Rows of a Hugging Face data set, mapped into memory; `rows` (images,) are those that are used."""
+
+    def __init__(self, table: Any, where: Path, rows: np.ndarray, labels: np.ndarray):
+        self.table, self.where, self.rows, self.labels = table, where, rows, labels
+
+    def read(self, index: int) -> bytes:
+        image = self.table[int(self.rows[index])]["image"]
+        return image["bytes"] or Path(image["path"]).read_bytes()
+
+    def name(self, index: int) -> str:
+        return f"{self.where}, row {self.rows[index]}"
+
+
+# ---- finding and opening ---------------------------------------------------------------------------------------------
+
+
+def files(root: Path, split: str, pattern: str) -> list[Path]:
+    """Those of a split, whose name or folder says which it is."""
+    for word in WORDS[split]:
+        for found in (
+            root.glob(f"*{word}*{pattern}"),
+            (root / word).glob(f"*{pattern}"),
+            root.glob(f"data/{word}-*{pattern}"),
+        ):
+            if listed := sorted(found):
+                return listed
+    return []
+
+
+def layout(root: Path) -> str:
+    if (root / "dataset_dict.json").is_file():
+        return "saved tables"
+    kinds = {".tar": "shards", ".parquet": "tables"}
+    return next((kind for ending, kind in kinds.items() if any(files(root, s, ending) for s in WORDS)), "folders")
+
+
+def check(
+    root: Path, num_classes: int, class_list: str | None, splits: tuple[str, ...], cache: Path
+) -> tuple[tuple[str, ...], str]:
+    """The class names and the fingerprint (names and sizes of all files) of a data set, checked; arguments as in `folder.check`.
+
+    cache  a folder for what is worked out once: the indices of tar files, tables of parquet files
+
+    Raises UserError where a split or a class is missing or empty, or the number of classes is not `num_classes`."""
+    kind = layout(root)
+    if kind == "folders":
+        return folder.check(root, num_classes, class_list, splits)
+    classes = wanted(class_list) if class_list else class_names(num_classes)
+    digest = hashlib.sha256(kind.encode())
+    for split in splits:
+        source = load(root, split, classes, cache)
+        counts = np.bincount(source.labels, minlength=len(classes))
+        if len(counts) != num_classes or 0 in counts:
+            problem = f"{np.count_nonzero(counts)} of {max(len(counts), num_classes)} labels have images"
+            raise UserError(f"{root}, {split}: {problem}, but recipe.num_classes={num_classes}: set one to the other")
+        for path in of_split(root, split, kind):
+            digest.update(f"{split}/{path.name} {path.stat().st_size}\n".encode())
+    return classes, digest.hexdigest()
+
+
+def wanted(class_list: str) -> tuple[str, ...]:
+    return tuple(sorted((Path(__file__).parent / class_list).read_text().split()))
+
+
+def class_names(num_classes: int) -> tuple[str, ...]:
+    """Of labels that are only numbers: ImageNet-1K's synsets, which are numbered in their order; the numbers themselves of others."""
+    return synsets() if num_classes == 1000 else tuple(f"{label:03d}" for label in range(num_classes))
+
+
+def synsets() -> tuple[str, ...]:
+    (place,) = importlib.util.find_spec("timm").submodule_search_locations  # type: ignore[union-attr,misc]
+    return tuple(Path(place, "data/_info/imagenet_synsets.txt").read_text().split())
+
+
+def of_split(root: Path, split: str, kind: str) -> list[Path]:
+    """The files of a split in a layout other than folders. Raises UserError where there are none."""
+    if kind == "saved tables":
+        found = [f for word in WORDS[split] for f in sorted((root / word).glob("*.arrow"))]
+    else:
+        found = files(root, split, {"shards": ".tar", "tables": ".parquet"}[kind])
+    if not found:
+        words = " or ".join(WORDS[split])
+        raise UserError(
+            f"{root} has {kind} of another split, but none with {words} in its name: add them, or set paths.imagenet=FOLDER"
+        )
+    return found
+
+
+def load(root: Path, split: str, classes: Sequence[str], cache: Path) -> Source:
+    """The images of a split that are of `classes`, whose numbers in that order are the labels."""
+    kind = layout(root)
+    if kind == "folders":
+        return Folders(folder.list_images(root, split, classes))
+    found = of_split(root, split, kind)
+    if kind == "shards":
+        each = [index(file, cache) for file in found]
+        places = np.concatenate([np.insert(part[:, :2], 0, n, axis=1) for n, part in enumerate(each)])
+        labels = np.concatenate([part[:, 2] for part in each])
+        kept, labels = relabel(labels, classes)
+        return Shards(found, places[kept], labels)
+    table, where = read_tables(root, found, kind, cache)
+    if not {"image", "label"} <= set(table.column_names):
+        raise UserError(
+            f"{where} has the columns {', '.join(table.column_names)}: `image` and `label` are needed, rename them"
+        )
+    import datasets
+
+    labels = np.asarray(table.with_format("numpy")["label"], np.int64)
+    table = table.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    kept, labels = relabel(labels, classes)
+    return Tables(table, where, kept, labels)
+
+
+def relabel(labels: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the images that are of `classes`, in their order, and their labels in that list: where it names some of ImageNet's
+    synsets, the labels are taken for numbers of all of them."""
+    if len(classes) == 1000 or not set(classes) <= set(synsets()):
+        return np.arange(len(labels)), labels
+    number = {name: label for label, name in enumerate(synsets())}
+    table = np.full(max(1000, labels.max(initial=0) + 1), -1)
+    table[[number[name] for name in classes]] = np.arange(len(classes))
+    kept = np.flatnonzero(table[labels] >= 0)
+    return kept, table[labels[kept]]
+
+
+def index(file: Path, cache: Path) -> np.ndarray:
+    """(images, 3) int64: offset, size and label of each image in a tar file, in its order; worked out once.
+
+    Raises UserError where the file is cut short, or an image has no label."""
+    state = file.stat()
+    key = hashlib.sha256(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:24]
+    kept = cache / f"{key}.npy"
+    if kept.exists():
+        return np.load(kept)
+    places: dict[str, tuple[int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                base, _, ending = member.name.rpartition("/")[2].partition(".")
+                sample = member.name.rpartition("/")[0] + "/" + base
+                if ending.lower() in IMAGES:
+                    places[sample] = (member.offset_data, member.size)
+                elif ending == "cls":
+                    labels[sample] = int(tar.extractfile(member).read())  # type: ignore[union-attr]
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a tar file of images ({error}): mend or replace it") from error
+    if odd := sorted(places.keys() ^ labels.keys()):
+        raise UserError(
+            f"{file}: {len(odd)} samples have only one of an image and a .cls file, {odd[0]} first: mend or replace it"
+        )
+    found = np.array([(*places[sample], labels[sample]) for sample in places], np.int64).reshape(-1, 3)
+    cache.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    np.save(content, found)
+    write_aside(kept, content.getvalue())
+    return found
+
+
+def read_tables(root: Path, found: list[Path], kind: str, cache: Path) -> tuple[Any, Path]:
+    """A Hugging Face data set of these files, and where it lies. Parquet cannot be read by number, so it is written once as a table that can:
+    as much space again."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if kind == "saved tables":
+            return datasets.load_from_disk(str(found[0].parent)), found[0].parent
+        names = [str(file) for file in found]
+        return datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=str(cache)), found[0].parent
+    except Exception as error:  # its own and pyarrow's have no common class
+        raise UserError(
+            f"{root}: the tables cannot be read ({str(error).splitlines()[0]}): mend or replace them"
+        ) from error

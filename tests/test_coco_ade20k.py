@@ -391,8 +391,7 @@ def test_mask_rcnn_learns_a_few_scenes_by_heart(paths, tmp_path, monkeypatch):
         (["+recipe.model.nek.out_channels=3"], "recipe.model"),
         (["recipe.num_classes=5"], r"1[01] of the 5 classes of recipe\.num_classes are annotated"),
         (["recipe.batch_size=64"], "recipe.batch_size=64 is more than the images for training"),
-        (["hardware.max_batch_per_device=1"], "do not accumulate gradients yet"),
-        (["recipe.precision=bf16-mixed"], "is for GPUs in this task"),
+        (["recipe.precision=16-mixed"], "is for GPUs: use bf16-mixed or 32-true on a CPU"),
     ],
 )
 @pytest.mark.parametrize("task", TASKS)

@@ -71,6 +71,9 @@ class ImageNetRecipe:
     mix: dict[str, Any] | None
     precision: str
     validate_every: int
+    compile: bool
+    channels_last: bool
+    gradient_checkpointing: bool
     crop_pct: float = 1.0
 
 
@@ -117,6 +120,9 @@ class DenseRecipe:
     model: dict[str, Any]
     precision: str
     validate_every: int
+    compile: bool
+    channels_last: bool
+    gradient_checkpointing: bool
 
 
 @dataclasses.dataclass
@@ -139,6 +145,7 @@ class Ade20kRecipe(DenseRecipe):
     multi_scale: dict[str, Any] | None
 
 
+SWITCHES = ("compile", "channels_last", "gradient_checkpointing")  # of a recipe; see config.yaml
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 RECIPES: dict[str, Any] = {
     "imagenet": ImageNetRecipe,
@@ -185,7 +192,7 @@ def resolve(cfg: Any) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     task = cfg.task.name
-    if "recipe" not in cfg:
+    if "name" not in cfg.recipe:
         scales = sorted(p.stem.split("_")[1] for p in (CONF / "recipe").glob(f"{task}_*.yaml"))
         raise UserError(f"task={task} has no scale={cfg.scale.name}: choose one of {', '.join(scales)}")
     for key in cfg:
@@ -198,6 +205,11 @@ def resolve(cfg: Any) -> Config:
         except OmegaConfBaseException as error:
             raise UserError(f"{part}.{error.full_key}: {str(error).splitlines()[0]}") from error
     config: Any = OmegaConf.to_container(OmegaConf.merge(cfg, typed), resolve=True, throw_on_missing=True)
+    for key in (
+        SWITCHES
+    ):  # one that is off is as if it were not there: so what was run before there was such a switch keeps its identity
+        if not config["recipe"][key]:
+            del config["recipe"][key]
     seed, tag = config["seed"], config["tag"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UserError(f"seed={seed}: give a whole number from 0")

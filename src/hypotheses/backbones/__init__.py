@@ -5,13 +5,15 @@ A backbone is an nn.Module: image (B, 3, H, W) in, a list of maps out, finest fi
 file: the network, read from top to bottom, and the classification head that its paper gives it.
 """
 
+import functools
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hypotheses.backbones import gate, norm
 from hypotheses.backbones.kernels import compiler
@@ -19,7 +21,7 @@ from hypotheses.backbones.mambaout import GatedCNNBlock, MambaOut, MambaOutHead
 from hypotheses.backbones.products import bfloat16_products, by_convolution
 from hypotheses.backbones.scan import implementation
 from hypotheses.backbones.ssm import SSM
-from hypotheses.backbones.vit import ViT, ViTHead
+from hypotheses.backbones.vit import Block, ViT, ViTHead
 from hypotheses.errors import UserError, nearest
 
 FAMILIES: dict[str, tuple[Any, Any]] = {  # name: (backbone, its classification head)
@@ -77,6 +79,26 @@ def build_classifier(config: Mapping[str, Any], num_classes: int, seed: int, dro
     return model
 
 
+def compute_as(network: nn.Module, recipe: Mapping[str, Any]) -> None:
+    """Let a backbone be computed as a recipe's switches say (conf/config.yaml); parameters and their names stay as they are."""
+    if recipe.get("channels_last"):
+        network.to(memory_format=torch.channels_last)
+    if recipe.get("gradient_checkpointing"):
+        for block in network.modules():
+            if isinstance(block, GatedCNNBlock | Block):
+                block.forward = functools.partial(again_in_backward, block, block.forward)
+    if recipe.get("compile"):
+        network.compile(dynamic=False)  # for each size of images by itself; for any size it fails in the scan
+
+
+def again_in_backward(block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Gradient checkpointing: of a block's forward pass its input alone is kept, and in the backward pass it is computed again, with the
+    same draws of stochastic depth."""
+    if block.training and torch.is_grad_enabled():
+        return checkpoint(forward, x, use_reentrant=False)  # type: ignore[return-value]
+    return forward(x)
+
+
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int, init: str) -> None:
     """Give every layer its initial values, drawn from a stream of its own, keyed by `seed` and the layer's name.
@@ -100,7 +122,8 @@ def initialise(model: nn.Module, seed: int, init: str) -> None:
         elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             inputs = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
             std = 0.02 if init == "published" else inputs**-0.5
-            nn.init.trunc_normal_(module.weight, std=std, generator=generator)
+            # into an empty tensor, since values are drawn in the order of the memory, which channels_last changes
+            module.weight.copy_(nn.init.trunc_normal_(torch.empty(module.weight.shape), std=std, generator=generator))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):

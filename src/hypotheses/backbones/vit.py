@@ -80,7 +80,8 @@ class ViT(nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, num_heads, causal, attention, rate) for rate in rates))
 
     def init_weights(self, generator: torch.Generator) -> None:
-        nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
+        drawn = nn.init.trunc_normal_(torch.empty(self.pos_embed.shape), std=0.02, generator=generator)
+        self.pos_embed.copy_(drawn)
 
     def positions(self, h: int, w: int) -> Tensor:
         """Position embeddings for h x w patches: (1, C, h, w)."""

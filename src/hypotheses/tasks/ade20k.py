@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hypotheses import metrics
-from hypotheses.config import Config
+from hypotheses.config import SWITCHES, Config
 from hypotheses.data.scenes import SEGMENTS
 from hypotheses.tasks import Run, dense, openmmlab
 from hypotheses.tasks.dense import Job, curve, pictures, predictions, train, validate_some
@@ -55,7 +55,7 @@ def config(run: Run) -> Any:
     """mmengine's config of a run."""
     recipe, schedule = run.config["recipe"], run.config["recipe"]["schedule"]
     cfg = openmmlab.base("mmseg", "datasets/ade20k.py", "schedules/schedule_160k.py")
-    cfg.model = model(run.config, pretrained=run.pretrained)
+    cfg.model = model(run.config, pretrained=run.pretrained, recipe={k: recipe[k] for k in SWITCHES if k in recipe})
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = str(run.images.root)
         if recipe["data"]["source"] == "scenes":

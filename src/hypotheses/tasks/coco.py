@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hypotheses.config import Config
+from hypotheses.config import SWITCHES, Config
 from hypotheses.data.layouts import COCO
 from hypotheses.tasks import Run, dense, openmmlab
 from hypotheses.tasks.dense import Job, curve, evaluate, pictures, predictions, train, validate_some
@@ -52,7 +52,7 @@ def config(run: Run) -> Any:
     """mmengine's config of a run."""
     recipe, schedule, root = run.config["recipe"], run.config["recipe"]["schedule"], str(run.images.root)
     cfg = openmmlab.base("mmdet", "datasets/coco_instance.py", "schedules/schedule_1x.py")
-    cfg.model = model(run.config, pretrained=run.pretrained)
+    cfg.model = model(run.config, pretrained=run.pretrained, recipe={k: recipe[k] for k in SWITCHES if k in recipe})
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = root
         if recipe["data"]["source"] == "scenes":

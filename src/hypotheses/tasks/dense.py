@@ -8,6 +8,7 @@ has drawn, and the arms of a seed share the initial values of every shared layer
 from __future__ import annotations
 
 import colorsys
+import contextlib
 import copy
 import dataclasses
 import io
@@ -21,8 +22,9 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.device import utils as device
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATA_SAMPLERS, DATASETS, LOOPS, METRICS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,6 +55,7 @@ from hypotheses.tasks.common import (
 )
 from hypotheses.tasks.openmmlab import quiet
 
+WRAPPERS = {"32-true": "OptimWrapper", "bf16-mixed": "Bfloat16", "16-mixed": "AmpOptimWrapper"}
 PICTURES = 3  # images of the validation split that are drawn
 WIDTH = 192  # pixels of one drawing, at least
 
@@ -97,12 +100,6 @@ def build(run: Run, setup: Setup) -> Job:
         device.DEVICE = "cpu"
     training = config["mode"]["name"] == "train"
     share = divide(recipe["batch_size"], world_size(), hardware["max_batch_per_device"])
-    if training and share.passes > 1:
-        raise UserError(
-            f"recipe.batch_size={recipe['batch_size']} on {world_size()} device(s) is more than "
-            f"hardware.max_batch_per_device={hardware['max_batch_per_device']}, and detection and segmentation do not "
-            "accumulate gradients yet: use more devices, or raise hardware.max_batch_per_device"
-        )
     for dataset in setup.datasets:
         name = f"Keyed{dataset.__name__}"
         DATASETS.register_module(name=name, module=type(name, (Keyed, dataset), {}), force=True)
@@ -117,22 +114,23 @@ def build(run: Run, setup: Setup) -> Job:
         loader.dataset.type = f"Keyed{loader.dataset.type}"
         loader.dataset.seed = config["seed"]
         loader.batch_size = 1
-    cfg.train_dataloader.batch_size = share.images
+    cfg.train_dataloader.batch_size = share.images * share.passes
     cfg.train_dataloader.sampler |= {"batch": recipe["batch_size"], "endless": not setup.batches}
+    cfg.train_cfg.type = "EpochLoop" if setup.batches else "StepLoop"
     if setup.batches:
-        cfg.train_cfg.type = "EpochLoop"
         name = f"Skipping{setup.batches.__name__}"
         DATA_SAMPLERS.register_module(name=name, module=type(name, (Skipping, setup.batches), {}), force=True)
         cfg.train_dataloader.batch_sampler.type = name
     cfg.optim_wrapper = {
-        "type": "OptimWrapper" if recipe["precision"] == "32-true" else "AmpOptimWrapper",
+        "type": WRAPPERS[recipe["precision"]],
+        "accumulative_counts": share.passes,
         "constructor": "AdamWOfRecipe",
         "optimizer": recipe["optimizer"],
     }
-    if recipe["precision"] != "32-true":
+    if recipe["precision"] == "16-mixed":
         if cpu:
-            raise UserError(f"recipe.precision={recipe['precision']} is for GPUs in this task: use 32-true on a CPU")
-        cfg.optim_wrapper["dtype"] = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}[recipe["precision"]]
+            raise UserError("recipe.precision=16-mixed is for GPUs: use bf16-mixed or 32-true on a CPU")
+        cfg.optim_wrapper["dtype"] = "float16"
     cfg.val_cfg = {"type": "ValLoop"}
     # of its own hooks, runtime_info would read every loss at every step
     cfg.default_hooks = dict.fromkeys(("logger", "checkpoint", "runtime_info"))
@@ -179,6 +177,11 @@ def build(run: Run, setup: Setup) -> Job:
         raise UserError(
             f"recipe.batch_size={recipe['batch_size']} is more than the images for training: make it smaller"
         )
+    if training:
+        runner.train_loop.passes = share.passes
+        if recipe["precision"] == "bf16-mixed" and hasattr(unwrapped(runner.model), "rpn_head"):
+            # mmdet hands proposals to NumPy, which has no bfloat16
+            unwrapped(runner.model).rpn_head.register_forward_hook(in_float32)
     report = Report(run, runner.train_loop.max_iters if training else 0)
     runner.register_hook(report, priority="LOW")
     if not training:
@@ -278,8 +281,32 @@ def enlarged(image: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
 # ---- what is ours in mmengine's registries ---------------------------------------------------------------------------
 
 
+class InPasses:
+    """A training loop of mmengine that hands a batch to the model in `passes` parts, whose gradients are accumulated: a mixin in
+    front of its class."""
+
+    passes = 1
+
+    def run_iter(self, *arguments: Any) -> None:
+        """The batch is the last of them; a loop of epochs says its number too."""
+        loop: Any = self
+        runner, batch = loop.runner, arguments[-1]
+        runner.call_hook("before_train_iter", batch_idx=loop._iter, data_batch=batch)
+        size = len(batch["inputs"]) // self.passes
+        parts = [{k: v[i * size : (i + 1) * size] for k, v in batch.items()} for i in range(self.passes)]
+        losses = [runner.model.train_step(part, optim_wrapper=runner.optim_wrapper)["loss"] for part in parts]
+        outputs = {"loss": torch.stack(losses).mean() if self.passes > 1 else losses[0]}
+        runner.call_hook("after_train_iter", batch_idx=loop._iter, data_batch=batch, outputs=outputs)
+        loop._iter += 1
+
+
 @LOOPS.register_module()
-class EpochLoop(EpochBasedTrainLoop):
+class StepLoop(InPasses, IterBasedTrainLoop):
+    """mmengine's loop that counts iterations."""
+
+
+@LOOPS.register_module()
+class EpochLoop(InPasses, EpochBasedTrainLoop):
     """mmengine's, that can also begin in the middle of an epoch: as many batches are left out as are done of it."""
 
     def run_epoch(self) -> None:
@@ -367,6 +394,17 @@ class Kept:
         return super().compute_metrics(results)  # type: ignore[misc]
 
 
+@OPTIM_WRAPPERS.register_module()
+class Bfloat16(OptimWrapper):
+    """Training in mixed bfloat16 on any device; mmengine's own wrapper is for GPUs, and scales the loss, which bfloat16 does not need."""
+
+    @contextlib.contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        kind = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(kind, torch.bfloat16):
+            yield
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class AdamWOfRecipe:
     """AdamW on two groups: what has `norm` in its name, position embeddings and the SSM's A, D and dt bias are not decayed, all
@@ -411,6 +449,8 @@ class Report(Hook):
     def before_train(self, runner: Any) -> None:
         start = self.run.checkpoints.start if self.run.checkpoints else None
         rows = self.go_on(runner, start.file) if start else []
+        passes = runner.train_loop.passes
+        runner.optim_wrapper.initialize_count_status(runner.model, self.step * passes, self.steps * passes)
         if rank() == 0:
             self.progress = start_progress(self.run, self.steps, rows)
         else:  # stochastic depth, dropout and samples of proposals of its own, as in classification
@@ -524,6 +564,10 @@ def color(label: int) -> Any:
 def unwrapped(model: Any) -> Any:
     """A model without its wrapper for several processes."""
     return model.module if hasattr(model, "module") else model
+
+
+def in_float32(module: nn.Module, inputs: Any, maps: tuple[list[Tensor], ...]) -> tuple[list[Tensor], ...]:
+    return tuple([x.float() for x in each] for each in maps)
 
 
 def without_sync(model: Any) -> None:

@@ -209,6 +209,8 @@ class Classification(L.LightningModule):
         self.model = backbones.build_classifier(
             config["backbone"], recipe["num_classes"], config["seed"], recipe["drop_path"]
         )
+        backbones.compute_as(self.model.backbone, recipe)
+        self.layout = torch.channels_last if recipe.get("channels_last") else torch.contiguous_format
         self.register_buffer("mean", torch.tensor(recipe["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(recipe["std"]).view(3, 1, 1), persistent=False)
         self.mix = mixup(recipe) if recipe["mix"] else None
@@ -222,7 +224,7 @@ class Classification(L.LightningModule):
 
     def normalise(self, batch: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) in 0..255 -> float, normalised."""
-        return (batch.contiguous() / 255).sub_(self.mean).div_(self.std)
+        return (batch.contiguous(memory_format=self.layout) / 255).sub_(self.mean).div_(self.std)
 
     def loss(self, batch: Tensor, target: Tensor, smoothing: float) -> Tensor:
         """Of normalised images, for classes (B,) or, mixed, shares of them (B, num_classes)."""

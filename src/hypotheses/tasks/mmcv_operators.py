@@ -84,7 +84,9 @@ def roi_align(
         raise UserError(
             "RoIAlign with pool_mode=max is not in torchvision: use pool_mode=avg, or mmcv's compiled operators"
         )
-    # the operator itself: where deterministic algorithms are asked for, ops.roi_align puts Python in the place of its CUDA kernel
+    # the operator itself: where deterministic algorithms are asked for, ops.roi_align puts Python in the place of its CUDA kernel.
+    # It takes both of one type, and on a CPU knows no bfloat16
+    kind = torch.float32 if input.dtype == torch.bfloat16 else input.dtype
     return torch.ops.torchvision.roi_align(
-        input, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
-    )
+        input.to(kind), rois.to(kind), spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+    ).to(input.dtype)

@@ -31,11 +31,20 @@ if TYPE_CHECKING:
 
 
 class Backbone(Dense):
-    """What the registry builds, from a file of conf/backbone/, a seed, stochastic depth, and a file of weights or None."""
+    """What the registry builds, from a file of conf/backbone/, a seed, stochastic depth, a file of weights or None, and the
+    recipe whose switches say how it is computed."""
 
-    def __init__(self, config: Mapping[str, Any], seed: int = 0, drop_path: float = 0.0, pretrained: str | None = None):
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        seed: int = 0,
+        drop_path: float = 0.0,
+        pretrained: str | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ):
         with torch.random.fork_rng(devices=[]):  # what is built after it draws the same values whatever the arm
             super().__init__(backbones.build(config, drop_path))
+        backbones.compute_as(self.network, recipe or {})
         self.seed, self.init, self.pretrained = seed, config["init"], pretrained
 
     def init_weights(self) -> None:

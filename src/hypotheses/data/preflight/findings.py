@@ -45,7 +45,7 @@ KINDS = {
     "bomb": Kind(ERROR, "make it smaller", True),
     "huge": Kind(NOTE, "nothing; it takes its time to decode"),
     "tiny": Kind(ERROR, "replace it", True),
-    "small": Kind(NOTE, "nothing; it is enlarged, and training of COCO leaves it out"),
+    "small": Kind(NOTE, "nothing; training on COCO leaves it out, on ADE20K it is enlarged"),
     "misnamed": Kind(NOTE, "nothing; it is read as what it is"),
     "format": Kind(ERROR, "save it as JPEG", True),
     "cmyk": Kind(NOTE, "nothing; it is converted on reading"),

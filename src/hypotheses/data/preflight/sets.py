@@ -140,7 +140,7 @@ def images(found: Mapping[str, Facts], dense: bool) -> Iterator[Finding]:
         size = f"{facts.width} x {facts.height} pixels"
         if side < TINY:
             yield Finding("tiny", name, f"has {size}, fewer than {TINY} along a side")
-        elif side < SMALL:
+        elif side < SMALL and dense:
             yield Finding("small", name, f"has {size}, fewer than {SMALL} along a side")
         if facts.width * facts.height > HUGE:
             yield Finding("huge", name, f"has {size}")

@@ -8,7 +8,7 @@ The options are those of a run, at paper scale unless another one is named.
 
 import sys
 
-from hypotheses.config import compose
+from hypotheses.config import Config, compose
 from hypotheses.data import preflight, quarantine
 from hypotheses.data.preflight.findings import Finding, grouped
 from hypotheses.errors import UserError, command, nearest
@@ -26,34 +26,42 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"no command '{verb}'{nearest(verb, VERBS)}")
     if not any(word.startswith(("scale=", "mode=")) for word in overrides):
         overrides = [*overrides, "scale=paper"]
-    config = compose(overrides)
-    result = preflight.check(config, speed=verb == "check")
+    return check(compose(overrides)) if verb == "check" else write_list(compose(overrides))
+
+
+def check(config: Config) -> int:
+    """Print what is found; the exit code."""
+    result = preflight.check(config, speed=True)
     findings = list(result.findings)
-    if verb == "check":
-        try:
-            check_space(
-                config, ("outputs", "results")
-            )  # in paths.data only what was found is kept, which is said there
-        except UserError as error:
-            findings.append(Finding("space", config["paths"]["outputs"], str(error)))
+    try:
+        check_space(config, ("outputs", "results"))  # in paths.data only what was found is kept, of which more is said
+    except UserError as error:
+        findings.append(Finding("space", config["paths"]["outputs"], str(error)))
+    show(result, findings)
+    errors = [finding for finding in findings if finding.error]
+    if any(finding.single for finding in errors):
+        print(f"what can be left out one by one: {preflight.command(config, 'quarantine')}")
+    return 2 if errors else 0
+
+
+def write_list(config: Config) -> int:
+    """Write the list of what is left out, and print the rest of what is found; the exit code."""
+    if not preflight.published(config):
+        scale, root = config["scale"]["name"], config["paths"]["data"]
+        raise UserError(f"the data of scale={scale} are drawn: delete {root}/demo, and they are made again")
+    result, before = preflight.check(config), quarantine.read(config)
+    show(result, result.findings)
+    files = preflight.to_quarantine(result, before)
+    quarantine.write(config, files)
+    for name in sorted(before.keys() - files):
+        print(f"taken off the list: {name}")
+    print(f"{preflight.amount(len(files), 'file')} in quarantine: {quarantine.path(config)}")
+    return 2 if any(not finding.single for finding in result.errors) else 0
+
+
+def show(result: preflight.Result, findings: list[Finding]) -> None:
     print(*grouped(findings), sep="\n", end="\n" if findings else "")
     print(result.summary)
-    left = [finding for finding in findings if finding.error]
-    if verb == "quarantine":
-        if not preflight.published(config):
-            raise UserError(
-                f"the data of scale={config['scale']['name']} are drawn: delete {result.data.root}, and they are made again"
-            )
-        before = quarantine.read(config)
-        files = preflight.to_quarantine(result, before)
-        quarantine.write(config, files)
-        for name in sorted(before.keys() - files):
-            print(f"taken off the list: {name}")
-        print(f"{preflight.amount(len(files), 'file')} in quarantine: {quarantine.path(config)}")
-        left = [finding for finding in left if not finding.single]
-    elif any(finding.single for finding in left):
-        print(f"what can be left out one by one: {preflight.command(config, 'quarantine')}")
-    return 2 if left else 0
 
 
 if __name__ == "__main__":

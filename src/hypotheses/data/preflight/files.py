@@ -86,7 +86,7 @@ def look(path: str, mask: bool) -> Facts:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             return Facts(digest, *unidentified(content))
-        cut = "truncated" in said or "unexpected end" in said.lower()
+        cut = "truncated" in said.lower()
         return Facts(digest, "truncated" if cut else "undecodable", said)
 
 

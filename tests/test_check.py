@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from hypotheses import data, tasks
+from hypotheses import data, reproduce, tasks
 from hypotheses.config import ROOT, compose
 from hypotheses.data import __main__ as front
 from hypotheses.data import layouts, preflight, quarantine
@@ -1140,6 +1140,15 @@ def test_a_run_says_what_it_leaves_out_and_records_it(copied, tmp_path, paths, c
     assert f"note: 1 file quarantined, listed in {tmp_path / 'results/quarantine/imagenet.json'}" in shown
     assert made and made["provenance"]["left_out"] == [FIRST["imagenet"]]
     assert made["data_fingerprint"] == data.prepare(config).fingerprint
+    where = [
+        made["address"],
+        *paths,
+        f"paths.imagenet={root}",
+        "hardware=cpu",
+        "hardware.workers=0",
+        "hardware.threads=1",
+    ]
+    assert reproduce.main(where) == 0 and "identical" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,7 @@ def _the_test_set(root):
     edit(root, lambda c: c.pop("annotations"), VAL)
 
 
-@case("coco", "image_keys", TRAIN, "image 1 has no width", "orphan", "no_entry")
+@case("coco", "image_keys", TRAIN, "image 1 has no proper width", "orphan", "no_entry")
 def _an_image_without_width(root):
     edit(root, lambda c: c["images"][0].pop("width"))
 
@@ -480,9 +480,24 @@ def _an_unknown_category(root):
     edit(root, lambda c: first(c).update(category_id=12))
 
 
-@case("coco", "annotation_keys", TRAIN, "has no bbox, area, iscrowd, segmentation")
+@case("coco", "annotation_keys", TRAIN, "has no proper bbox, area, iscrowd, segmentation")
 def _an_annotation_without_keys(root):
     edit(root, lambda c: [first(c).pop(key) for key in ("bbox", "area", "iscrowd", "segmentation")])
+
+
+@case("coco", "annotation_keys", TRAIN, "has no proper category_id, area")
+def _an_annotation_of_other_types(root):
+    edit(root, lambda c: first(c).update(area="120", category_id=[1]))
+
+
+@case("coco", "orphan", TRAIN, r"is of image \[1\], which is not listed")
+def _an_image_id_in_a_list(root):
+    edit(root, lambda c: first(c).update(image_id=[1]))
+
+
+@case("coco", "image_keys", TRAIN, "image 1 has no proper height", "orphan", "no_entry")
+def _a_height_of_text(root):
+    edit(root, lambda c: c["images"][0].update(height="48"))
 
 
 @case("coco", "box", TRAIN, "not four numbers")
@@ -577,8 +592,8 @@ def _an_empty_rle(root):
 
 
 @case("coco", "rle", TRAIN, "neither polygons nor RLE")
-def _a_segmentation_of_text(root):
-    edit(root, lambda c: first(c).update(segmentation="x"))
+def _an_rle_without_counts(root):
+    edit(root, lambda c: first(c).update(segmentation={"size": [48, 64]}))
 
 
 @case("coco", "rle_form", TRAIN, "1 masks of objects are uncompressed RLE, 1 compressed")
@@ -1148,7 +1163,7 @@ def test_a_run_says_what_it_leaves_out_and_records_it(copied, tmp_path, paths, c
         "hardware.workers=0",
         "hardware.threads=1",
     ]
-    assert reproduce.main(where) == 0
+    assert reproduce.main(where) == 0 and "seed_0: IDENTICAL" in capsys.readouterr().out
     (again,) = (tmp_path / "outputs/reproduced").rglob("seed_0.json")
     again = json.loads(again.read_text())
     assert again["data_fingerprint"] == made["data_fingerprint"] and again["metrics"] == made["metrics"]

@@ -11,8 +11,17 @@ from hypotheses.data.preflight.files import Facts
 from hypotheses.data.preflight.findings import Finding
 from hypotheses.data.preflight.sets import MANY, SMALL, DataSet, as_read, images, names_once, overlap
 
-IMAGE_KEYS = ("id", "file_name", "width", "height")
-ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+ID = (int, str)
+IMAGE_KEYS = {"id": ID, "file_name": str, "width": int, "height": int}
+ANNOTATION_KEYS = {
+    "id": ID,
+    "image_id": ID,
+    "category_id": ID,
+    "bbox": list,
+    "area": (int, float),
+    "iscrowd": int,
+    "segmentation": (list, dict),
+}
 PAST = 1.0  # pixels that a box may reach past the edge
 PAST_SHARE = 0.2  # of boxes past the edge, from which on they are taken for corners
 
@@ -67,7 +76,7 @@ def check_file(data: DataSet, split: str, found: Mapping[str, Facts]) -> Iterato
     whole = [entry for entry in content["images"] if not lacking(entry, IMAGE_KEYS)]
     for entry in content["images"]:
         if lack := lacking(entry, IMAGE_KEYS):
-            yield Finding("image_keys", file, f"image {entry.get('id', entry.get('file_name'))} has no {lack}")
+            yield Finding("image_keys", file, f"image {entry.get('id', entry.get('file_name'))} has no proper {lack}")
     yield from check_images(data, file, folder, whole, found)
     entries = {entry["id"]: entry for entry in whole}
     yield from Annotations(data, split, entries, content).check()
@@ -77,8 +86,9 @@ def is_table(part: Any) -> bool:
     return isinstance(part, list) and all(isinstance(entry, dict) for entry in part)
 
 
-def lacking(entry: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    return ", ".join(key for key in keys if entry.get(key) is None)
+def lacking(entry: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+    """The keys that are not there, or have a value of another type."""
+    return ", ".join(key for key, types in keys.items() if not isinstance(entry.get(key), types))
 
 
 def check_categories(data: DataSet, file: str, categories: list[Any]) -> Iterator[Finding]:
@@ -158,19 +168,24 @@ class Annotations:
             yield from self.check_one(annotation)
         yield from self.check_all()
 
+    def image(self, annotation: Any) -> Any:
+        """Its entry; None where there is none."""
+        number = annotation.get("image_id")
+        return self.entries.get(number) if isinstance(number, ID) else None
+
     def say(self, kind: str, annotation: Any, problem: str) -> Finding:
-        entry = self.entries.get(annotation.get("image_id"))
+        entry = self.image(annotation)
         drop = f"{self.folder}/{entry['file_name']}" if entry else ""
         where = f" of {drop}" if drop else ""
         return Finding(kind, self.file, f"annotation {annotation.get('id')}{where} {problem}", drop)
 
     def check_one(self, annotation: Any) -> Iterator[Finding]:
-        image = self.entries.get(annotation.get("image_id"))
+        image = self.image(annotation)
         if image is None:
             yield self.say("orphan", annotation, f"is of image {annotation.get('image_id')}, which is not listed")
             return
         if lack := lacking(annotation, ANNOTATION_KEYS):
-            yield self.say("annotation_keys", annotation, f"has no {lack}")
+            yield self.say("annotation_keys", annotation, f"has no proper {lack}")
             return
         if str(annotation["category_id"]) not in self.known:
             yield self.say(
@@ -258,7 +273,7 @@ class Annotations:
                 f"{number['list']:,} masks of objects are uncompressed RLE, {number['string']:,} compressed",
             )
         trained = [e for e in self.entries.values() if e["id"] in self.full and min(e["width"], e["height"]) >= SMALL]
-        annotated = {annotation.get("image_id") for annotation in self.annotations}
+        annotated = {a["image_id"] for a in self.annotations if isinstance(a.get("image_id"), ID)}
         if empty := len(self.entries.keys() - annotated):
             kept = f"; {len(trained):,} of {len(self.entries):,} are trained on" if self.split == "train" else ""
             yield Finding("without", self.file, f"{empty:,} of {len(self.entries):,} images have no annotation{kept}")

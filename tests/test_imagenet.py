@@ -1,6 +1,7 @@
 """The classification task: its recipe, its order of images, and real image folders through the same code."""
 
 import math
+import os
 import random
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from hypotheses import data, tasks
 from hypotheses.config import compose
+from hypotheses.data import preflight
 from hypotheses.errors import UserError, one_line
 from hypotheses.run import run
 from hypotheses.tasks import common, imagenet, images
@@ -171,11 +173,14 @@ def test_augmentation_is_a_function_of_seed_epoch_and_image(real_images, paths, 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named(real_images, paths, workers, capsys):
-    broken = real_images / "train" / "n01" / "3.JPEG"
-    broken.write_bytes(broken.read_bytes()[:200])
     config = compose(
         [*paths, *PAPER, "recipe.num_classes=2", f"paths.imagenet={real_images}", f"hardware.workers={workers}"]
     )
+    assert not preflight.check(config).errors
+    broken = real_images / "train" / "n01" / "3.JPEG"
+    size, stat = broken.stat().st_size, broken.stat()
+    broken.write_bytes(broken.read_bytes()[:200].ljust(size, b"\0"))  # unseen by the check, which goes by size and time
+    os.utime(broken, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(SystemExit) as end, one_line():
         run(config)
     said = capsys.readouterr().err.splitlines()[-1]

@@ -11,7 +11,8 @@ from PIL import Image
 
 from hypotheses import data
 from hypotheses.config import compose
-from hypotheses.data import folder, sources
+from hypotheses.data import __main__ as front
+from hypotheses.data import folder, preflight, sources
 from hypotheses.errors import UserError
 from hypotheses.run import run
 
@@ -188,3 +189,51 @@ def test_a_missing_split_or_class_or_column_is_named(shards, parquet, folders, p
     (parquet / "data" / "train-00000-of-00002.parquet").write_bytes(b"PAR1 cut short")
     with pytest.raises(UserError, match=r"the tables cannot be read \("):
         data.prepare(compose([*paths, *SMALL, f"paths.imagenet={parquet}"]))
+
+
+# ---- their check -----------------------------------------------------------------------------------------------------
+
+
+def overrides(paths, root):
+    return [*paths, *SMALL, f"paths.imagenet={root}"]
+
+
+@pytest.mark.parametrize("name", ["shards", "parquet", "saved"])
+def test_a_good_packed_set_has_nothing_wrong(layouts, paths, name):
+    config = compose(overrides(paths, layouts[name]))
+    result = preflight.check(config)
+    assert {f.kind for f in result.findings} <= {"count"} and result.decoded == 18
+    assert preflight.check(config).decoded == 0
+
+
+def test_a_broken_image_in_a_shard_is_named_and_can_be_left_out(shards, paths, capsys):
+    file = shards / "imagenet-train-0001.tar"
+    whole = sources.load(shards, "train", CLASSES, shards.parent / "index")
+    number, offset, size = whole.places[7]  # type: ignore[attr-defined]
+    assert whole.files[number] == file  # type: ignore[attr-defined]
+    content = bytearray(file.read_bytes())
+    content[offset + 150 : offset + size] = bytes(size - 150)
+    file.write_bytes(content)
+    words = overrides(paths, shards)
+    name = f"imagenet-train-0001.tar:{offset}:{size}"
+    with pytest.raises(UserError, match=f"1 error in the data at .*, {name} first: "):
+        run(compose(words))
+    before = data.prepare(compose(words)).fingerprint
+    assert front.main(["quarantine", *words]) == 0
+    assert "1 file in quarantine" in capsys.readouterr().out
+    config = compose([*words, "hardware.workers=1"])
+    assert data.prepare(config).left_out == (name,) and data.prepare(config).fingerprint != before
+    result = run(config)
+    assert result and result["provenance"]["left_out"] == [name]
+
+
+def test_a_shard_that_cannot_be_read_is_a_finding_of_the_check(shards, paths, capsys):
+    break_shard(shards, "cut")
+    for file in shards.glob("*validation*"):
+        file.unlink()
+    assert front.main(["check", *overrides(paths, shards)]) == 2
+    shown = capsys.readouterr().out
+    assert (
+        "error packed: train: " in shown and "imagenet-train-0001.tar cannot be read as a tar file of images" in shown
+    )
+    assert "error packed: val: " in shown and "none with val or validation in its name" in shown

@@ -7,7 +7,7 @@ Data flows one way:
 config.py     composes the Hydra groups of conf/ into the plain values of one run
 sweep.py      a hypothesis of experiments/: starts the runs that are missing, then writes the report
 run.py        the runner: one config in, one record out; with mode=eval, given weights in, one evaluation out
-data/         the demo's embedded data, and the layouts of ImageNet, COCO and ADE20K
+data/         the demo's embedded data, the layouts of ImageNet, COCO and ADE20K, and their check before a run
 tasks/        what is trained and measured: build(run) -> job, train(job), evaluate(job) -> metrics
 pretrained.py the weights that a backbone starts from in detection and segmentation
 metrics.py    every metric: name, unit, and the step that it is measured in

@@ -17,6 +17,7 @@ from typing import Any
 
 from hypotheses import bootstrap, pretrained, record
 from hypotheses.config import Config, compose
+from hypotheses.data import quarantine
 from hypotheses.errors import UserError, command, nearest
 from hypotheses.metrics import METRICS
 from hypotheses.record import Record
@@ -134,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
         config["recipe"] = config["recipe"] | {"pretrained": str(start.file)}
     folder = fresh(Path(paths["outputs"]), old["address"])
     config["paths"] = config["paths"] | {"outputs": str(folder / "outputs"), "results": str(folder / "results")}
+    quarantine.write(config, dict.fromkeys(old["provenance"].get("left_out", []), f"left out of {old['address']}"))
 
     from hypotheses.run import run
 

@@ -37,6 +37,7 @@ from hypotheses import (
 )
 from hypotheses.checkpoint import Checkpoints
 from hypotheses.config import CONF, Config, explain, resolve
+from hypotheses.data import preflight
 from hypotheses.errors import UserError, one_line
 from hypotheses.metrics import METRICS
 
@@ -61,6 +62,8 @@ def run(config: Config) -> record.Record | None:
             print(f"{address}: {ALREADY} ({record.path(config)})")
         return done
     check_devices(config)
+    if main_process:
+        preflight.require(config)
 
     import torch
 
@@ -123,6 +126,7 @@ def run(config: Config) -> record.Record | None:
                 "machine": provenance.machine(),
                 "flags": provenance.flags(),
                 "pretrained": digest,
+                "left_out": list(images.left_out),
                 "registered": registered,
                 "peak_memory_bytes": peak_memory(config),
                 "attempts": checkpoints.attempts(),
@@ -183,6 +187,8 @@ def evaluate(config: Config) -> dict[str, Any] | None:
         if main_process:
             print(f"{summary(done)}; evaluated before by the same code, nothing to do ({target})")
         return done
+    if main_process:
+        preflight.require(config)
     if launches_others(config):
         launch(config)
     import torch
@@ -250,9 +256,9 @@ def check_origin(config: Config, file: Path, key: str) -> None:
         )
 
 
-def check_space(config: Config) -> None:
+def check_space(config: Config, names: tuple[str, ...] = ("data", "outputs", "results")) -> None:
     """Raise before the work where the folders cannot be written to or have no room."""
-    for name in ("data", "outputs", "results"):
+    for name in names:
         folder = Path(config["paths"][name])
         try:
             folder.mkdir(parents=True, exist_ok=True)

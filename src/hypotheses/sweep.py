@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import IO
 
-from hypotheses import attempts, claims, experiment, failures, record, report, selection, standing
+from hypotheses import attempts, claims, data, experiment, failures, record, report, selection, standing
 from hypotheses.config import Config
+from hypotheses.data import preflight
 from hypotheses.errors import UserError, command
 from hypotheses.experiment import Experiment
 from hypotheses.run import ALREADY, EXPECTED, EXPECTED_CODE, check_space
@@ -85,6 +86,8 @@ def sweep(asked: Selection) -> int:
                     record.replace(Path(run.config["paths"]["results"]), run.address)
     taken = {RECORDED} | ({STALE} if asked.stale == "reuse" else set())
     missing = [run for run in found if run.state not in taken]
+    for config in {data.depends_on(run.config): run.config for run in missing}.values():
+        preflight.require(config)  # once, before all of them; each then finds what is known
     slots = make_slots(configs[0], asked.jobs)
     parts = [f"{len(configs)} runs", f"{len(configs) - len(missing)} recorded", f"{len(missing)} to run"]
     if resumed := sum(run.step > 0 for run in missing):

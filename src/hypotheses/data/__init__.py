@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hypotheses.config import Config
-from hypotheses.data import folder, sources
+from hypotheses.data import folder, quarantine, sources
 
 PUBLISHED = ("imagenet", "coco", "ade20k")  # sources of data; others are drawn from the seed
 
@@ -23,11 +23,13 @@ class Images:
     root         its folder, in the layout of the task's data set; None for made-up images
     classes      class names in the order of the labels
     fingerprint  changes when the data do; part of the run's identity. An evaluation looks at val/ alone
+    left_out     files in quarantine, relative to the folder, sorted
     """
 
     root: Path | None
     classes: tuple[str, ...]
     fingerprint: str
+    left_out: tuple[str, ...] = ()
 
 
 def depends_on(config: Config) -> str:
@@ -58,8 +60,9 @@ def prepare(config: Config) -> Images:
     if source == "imagenet":
         root = Path(config["paths"]["imagenet"])
         splits = ("val",) if config["mode"]["name"] == "eval" else folder.SPLITS
-        classes, fingerprint = sources.check(root, num_classes, data["classes"], splits, index_folder(config))
-        return Images(root, classes, fingerprint)
+        left_out = tuple(sorted(quarantine.read(config)))
+        classes, fingerprint = sources.check(root, num_classes, data["classes"], splits, index_folder(config), left_out)
+        return Images(root, classes, without(fingerprint, left_out), left_out)
     if source == "scenes":
         from hypotheses.data import scenes
 
@@ -79,7 +82,14 @@ def prepare(config: Config) -> Images:
         from hypotheses.data import layouts
 
         root = Path(config["paths"][source])
-        return Images(root, (), layouts.check(source, root, training=config["mode"]["name"] == "train"))
+        left_out = tuple(sorted(quarantine.read(config)))
+        fingerprint = layouts.check(source, root, config["mode"]["name"] == "train", left_out)
+        return Images(root, (), without(fingerprint, left_out), left_out)
     assert source == "random", source
     digest = hashlib.sha256(json.dumps([data, config["seed"]], sort_keys=True).encode())
     return Images(None, tuple(str(label) for label in range(num_classes)), digest.hexdigest())
+
+
+def without(fingerprint: str, left_out: tuple[str, ...]) -> str:
+    """The fingerprint of what is left of a set."""
+    return hashlib.sha256(json.dumps([fingerprint, left_out]).encode()).hexdigest() if left_out else fingerprint

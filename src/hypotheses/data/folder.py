@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hypotheses.errors import UserError
@@ -11,23 +11,31 @@ SPLITS = ("train", "val")
 SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
-def list_images(root: Path, split: str, classes: Iterable[str]) -> list[tuple[str, int]]:
-    """(path, label) of every image of a split, sorted by class and name."""
+def list_images(
+    root: Path, split: str, classes: Iterable[str], left_out: Collection[str] = ()
+) -> list[tuple[str, int]]:
+    """(path, label) of every image of a split, sorted by class and name, but those that are left out."""
     samples = []
     for label, name in enumerate(classes):
         folder = root / split / name
-        paths = sorted(e.path for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES))
+        names = sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(SUFFIXES))
+        paths = [os.path.join(folder, image) for image in names if f"{split}/{name}/{image}" not in left_out]
         samples += [(path, label) for path in paths]
     return samples
 
 
 def check(
-    root: Path, num_classes: int, class_list: str | None, splits: tuple[str, ...] = SPLITS
+    root: Path,
+    num_classes: int,
+    class_list: str | None,
+    splits: tuple[str, ...] = SPLITS,
+    left_out: Collection[str] = (),
 ) -> tuple[tuple[str, ...], str]:
     """The class names and the fingerprint (names and sizes of all files) of an image folder, checked.
 
     class_list  a file beside this one that names the classes to use, one a line; None for all that are there
     splits      what is looked at: for an evaluation val/ alone
+    left_out    files, relative to root, that are not looked at
 
     Raises UserError where a folder or a class is missing or empty, or the number of classes is not `num_classes`.
     """
@@ -58,13 +66,20 @@ def check(
         raise UserError(
             f"{root}: {len(classes)} class folders, but recipe.num_classes={num_classes}: set one to the other"
         )
-    digest = hashlib.sha256()
+    digest, left_out = hashlib.sha256(), frozenset(left_out)
     for split in splits:
         counts = [0] * len(classes)
-        for path, label in list_images(root, split, classes):
+        for path, label in list_images(root, split, classes, left_out):
             counts[label] += 1
-            digest.update(f"{split}/{classes[label]}/{os.path.basename(path)} {os.path.getsize(path)}\n".encode())
+            digest.update(f"{split}/{classes[label]}/{os.path.basename(path)} {size(path)}\n".encode())
         if 0 in counts:
             empty = root / split / classes[counts.index(0)]
             raise UserError(f"{empty} has no image ({', '.join(SUFFIXES)}): fill the folder, or remove the class")
     return classes, digest.hexdigest()
+
+
+def size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): copy it again, or remove it") from error

@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
+from hypotheses.data import folder
 from hypotheses.errors import UserError
 from hypotheses.record import sha256
 
@@ -18,10 +20,11 @@ EXPECTED = {
 }
 
 
-def check(source: str, root: Path, training: bool) -> str:
+def check(source: str, root: Path, training: bool, left_out: Collection[str] = ()) -> str:
     """The fingerprint of `coco` or `ade20k` at `root`: names and sizes of the images, names and bytes or sizes of annotations.
 
     training  whether both splits are looked at, or for an evaluation the validation split alone
+    left_out  files, relative to root, that are not looked at, and with an image of ADE20K its mask
 
     Raises UserError where a file or folder is missing or empty, or an image of ADE20K has no mask.
     """
@@ -29,14 +32,17 @@ def check(source: str, root: Path, training: bool) -> str:
     digest = hashlib.sha256()
     for split in splits:
         if source == "coco":
-            file, folder = COCO[split]
-            add(digest, list_files(source, root, folder, ".jpg"))
+            file, images = COCO[split]
+            add(digest, list_files(source, root, images, ".jpg", left_out))
             if not (root / file).is_file():
                 raise missing(source, root, root / file)
             digest.update(sha256(root / file).encode())
         else:
-            images = list_files(source, root, f"images/{ADE20K[split]}", ".jpg")
-            masks = list_files(source, root, f"annotations/{ADE20K[split]}", ".png")
+            gone = {Path(name).stem for name in left_out if name.split("/")[1:2] == [ADE20K[split]]}
+            images, masks = (
+                [e for e in list_files(source, root, f"{part}/{ADE20K[split]}", suffix) if e.name[:-4] not in gone]
+                for part, suffix in (("images", ".jpg"), ("annotations", ".png"))
+            )
             odd = {e.name[:-4] for e in images} ^ {e.name[:-4] for e in masks}
             if odd:
                 raise UserError(
@@ -48,18 +54,21 @@ def check(source: str, root: Path, training: bool) -> str:
     return digest.hexdigest()
 
 
-def list_files(source: str, root: Path, folder: str, suffix: str) -> list[os.DirEntry[str]]:
-    if not (root / folder).is_dir():
-        raise missing(source, root, root / folder)
-    found = sorted((e for e in os.scandir(root / folder) if e.name.endswith(suffix)), key=lambda entry: entry.name)
+def list_files(
+    source: str, root: Path, place: str, suffix: str, left_out: Collection[str] = ()
+) -> list[os.DirEntry[str]]:
+    if not (root / place).is_dir():
+        raise missing(source, root, root / place)
+    listed = [e for e in os.scandir(root / place) if e.name.endswith(suffix)]
+    found = sorted((e for e in listed if f"{place}/{e.name}" not in left_out), key=lambda entry: entry.name)
     if not found:
-        raise UserError(f"{root / folder} has no {suffix} file: fill it; expected in {root}: {EXPECTED[source]}")
+        raise UserError(f"{root / place} has no {suffix} file: fill it; expected in {root}: {EXPECTED[source]}")
     return found
 
 
 def add(digest: "hashlib._Hash", files: list[os.DirEntry[str]]) -> None:
     for entry in files:
-        digest.update(f"{entry.name} {entry.stat().st_size}\n".encode())
+        digest.update(f"{entry.name} {folder.size(entry.path)}\n".encode())
 
 
 def missing(source: str, root: Path, path: Path) -> UserError:

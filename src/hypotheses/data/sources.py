@@ -9,12 +9,13 @@ tables   Hugging Face's: train-*.parquet and val*-*.parquet, in one folder or in
 Each is read by number, so that the order of the images is ours whatever the layout. Nothing here decodes an image or imports torch.
 """
 
+import functools
 import hashlib
 import importlib.util
 import io
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +30,8 @@ IMAGES = ("jpg", "jpeg", "png", "webp")  # endings in a shard
 
 
 class Source(Protocol):
-    """A split: `labels` (images,) int64, the bytes of an image's file by its number, and what a person finds it by."""
+    """A split: `labels` (images,) int64, and by an image's number the bytes of its file and where it is: a path, or in the place of one
+    FILE.tar:OFFSET:SIZE or SPLIT:ROW."""
 
     labels: np.ndarray
 
@@ -57,6 +59,9 @@ class Shards:
         self.files, self.places, self.labels = list(files), places, labels
         self.opened: dict[tuple[int, int], int] = {}  # descriptors, by the process that has opened them and the file
 
+    def keep(self, which: np.ndarray) -> None:
+        self.places, self.labels = self.places[which], self.labels[which]
+
     def read(self, index: int) -> bytes:
         number, offset, size = map(int, self.places[index])
         if (key := (os.getpid(), number)) not in self.opened:
@@ -64,8 +69,8 @@ class Shards:
         return os.pread(self.opened[key], size, offset)
 
     def name(self, index: int) -> str:
-        number, offset, _ = self.places[index]
-        return f"{self.files[number]}, image at byte {offset}"
+        number, offset, size = self.places[index]
+        return f"{self.files[number]}:{offset}:{size}"
 
 
 class Tables:
@@ -74,12 +79,36 @@ class Tables:
     def __init__(self, table: Any, where: Path, rows: np.ndarray, labels: np.ndarray):
         self.table, self.where, self.rows, self.labels = table, where, rows, labels
 
+    def keep(self, which: np.ndarray) -> None:
+        self.rows, self.labels = self.rows[which], self.labels[which]
+
     def read(self, index: int) -> bytes:
-        image = self.table[int(self.rows[index])]["image"]
-        return image["bytes"] or Path(image["path"]).read_bytes()
+        return from_table(self.table, self.name(index))
 
     def name(self, index: int) -> str:
-        return f"{self.where}, row {self.rows[index]}"
+        return f"{self.where}:{self.rows[index]}"
+
+
+def reader(source: Source) -> Callable[[str], bytes]:
+    """For other processes, which have not all of a source: an image's bytes by its name."""
+    if isinstance(source, Tables):
+        return functools.partial(from_table, source.table)
+    return from_shard if isinstance(source, Shards) else from_file
+
+
+def from_file(name: str) -> bytes:
+    return Path(name).read_bytes()
+
+
+def from_shard(name: str) -> bytes:
+    file, offset, size = name.rsplit(":", 2)
+    with open(file, "rb") as shard:
+        return os.pread(shard.fileno(), int(size), int(offset))
+
+
+def from_table(table: Any, name: str) -> bytes:
+    image = table[int(name.rpartition(":")[2])]["image"]
+    return image["bytes"] or Path(image["path"]).read_bytes()
 
 
 # ---- finding and opening ---------------------------------------------------------------------------------------------
@@ -106,7 +135,12 @@ def layout(root: Path) -> str:
 
 
 def check(
-    root: Path, num_classes: int, class_list: str | None, splits: tuple[str, ...], cache: Path
+    root: Path,
+    num_classes: int,
+    class_list: str | None,
+    splits: tuple[str, ...],
+    cache: Path,
+    left_out: Collection[str] = (),
 ) -> tuple[tuple[str, ...], str]:
     """The class names and the fingerprint (names and sizes of all files) of a data set, checked; arguments as in `folder.check`.
 
@@ -115,11 +149,11 @@ def check(
     Raises UserError where a split or a class is missing or empty, or the number of classes is not `num_classes`."""
     kind = layout(root)
     if kind == "folders":
-        return folder.check(root, num_classes, class_list, splits)
+        return folder.check(root, num_classes, class_list, splits, left_out)
     classes = wanted(class_list) if class_list else class_names(num_classes)
     digest = hashlib.sha256(kind.encode())
     for split in splits:
-        source = load(root, split, classes, cache)
+        source = load(root, split, classes, cache, left_out)
         counts = np.bincount(source.labels, minlength=len(classes))
         if len(counts) != num_classes or 0 in counts:
             problem = f"{np.count_nonzero(counts)} of {max(len(counts), num_classes)} labels have images"
@@ -157,11 +191,19 @@ def of_split(root: Path, split: str, kind: str) -> list[Path]:
     return found
 
 
-def load(root: Path, split: str, classes: Sequence[str], cache: Path) -> Source:
-    """The images of a split that are of `classes`, whose numbers in that order are the labels."""
+def load(root: Path, split: str, classes: Sequence[str], cache: Path, left_out: Collection[str] = ()) -> Source:
+    """The images of a split that are of `classes`, whose numbers in that order are the labels, but those that are left out."""
     kind = layout(root)
     if kind == "folders":
-        return Folders(folder.list_images(root, split, classes))
+        return Folders(folder.list_images(root, split, classes, left_out))
+    source = everything(root, split, kind, classes, cache)
+    if left_out:
+        names = {f"{root}/{name}" for name in left_out}
+        source.keep(np.array([source.name(i) not in names for i in range(len(source.labels))], bool))
+    return source
+
+
+def everything(root: Path, split: str, kind: str, classes: Sequence[str], cache: Path) -> "Shards | Tables":
     found = of_split(root, split, kind)
     if kind == "shards":
         each = [index(file, cache) for file in found]
@@ -169,7 +211,7 @@ def load(root: Path, split: str, classes: Sequence[str], cache: Path) -> Source:
         labels = np.concatenate([part[:, 2] for part in each])
         kept, labels = relabel(labels, classes)
         return Shards(found, places[kept], labels)
-    table, where = read_tables(root, found, kind, cache)
+    table, where = read_tables(root, found, kind, cache), root / split
     if not {"image", "label"} <= set(table.column_names):
         raise UserError(
             f"{where} has the columns {', '.join(table.column_names)}: `image` and `label` are needed, rename them"
@@ -228,17 +270,17 @@ def index(file: Path, cache: Path) -> np.ndarray:
     return found
 
 
-def read_tables(root: Path, found: list[Path], kind: str, cache: Path) -> tuple[Any, Path]:
-    """A Hugging Face data set of these files, and where it lies. Parquet cannot be read by number, so it is written once as a table that can:
+def read_tables(root: Path, found: list[Path], kind: str, cache: Path) -> Any:
+    """A Hugging Face data set of these files. Parquet cannot be read by number, so it is written once as a table that can:
     as much space again."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
         if kind == "saved tables":
-            return datasets.load_from_disk(str(found[0].parent)), found[0].parent
+            return datasets.load_from_disk(str(found[0].parent))
         names = [str(file) for file in found]
-        return datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=str(cache)), found[0].parent
+        return datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=str(cache))
     except Exception as error:  # its own and pyarrow's have no common class
         raise UserError(
             f"{root}: the tables cannot be read ({str(error).splitlines()[0]}): mend or replace them"

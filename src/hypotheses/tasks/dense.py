@@ -13,7 +13,7 @@ import copy
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ def build(run: Run, setup: Setup) -> Job:
         loader.sampler = {"type": "KeyedSampler", "batch": None}
         loader.dataset.type = f"Keyed{loader.dataset.type}"
         loader.dataset.seed = config["seed"]
+        loader.dataset.left_out = [str(run.images.root / name) for name in run.images.left_out]  # type: ignore[operator]
         loader.batch_size = 1
     cfg.train_dataloader.batch_size = share.images * share.passes
     cfg.train_dataloader.sampler |= {"batch": recipe["batch_size"], "endless": not setup.batches}
@@ -355,11 +356,16 @@ class KeyedSampler(EpochSampler):
 
 
 class Keyed:
-    """A data set of mmengine whose augmentation is a function of (seed, epoch, image): a mixin in front of its class."""
+    """A data set of mmengine without the files in quarantine, whose augmentation is a function of (seed, epoch, image): a mixin in
+    front of its class."""
 
-    def __init__(self, *args: Any, seed: int, **kwargs: Any):
-        self.seed = seed
+    def __init__(self, *args: Any, seed: int, left_out: Sequence[str] = (), **kwargs: Any):
+        self.seed, self.left_out = seed, frozenset(left_out)
         super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> list[Any]:
+        found = super().load_data_list()  # type: ignore[misc]
+        return [one for one in found if not self.left_out & {one["img_path"], one["seg_map_path"]}]
 
     def __getitem__(self, key: int) -> Any:
         epoch, index = divmod(key, len(self))  # type: ignore[arg-type]
@@ -385,12 +391,15 @@ class Keyed:
 
 class Kept:
     """A metric of mmengine that keeps the results of all images of the latest validation, on the main process: a mixin in front
-    of its class."""
+    of its class. COCO's judges the images that it was given, not all of the annotation file: those in quarantine are not missed."""
 
     kept: list[Any]
 
     def compute_metrics(self, results: list[Any]) -> Any:
         self.kept = results
+        if coco := getattr(self, "_coco_api", None):
+            given = {found["img_id"] for _, found in results}
+            self.img_ids = [number for number in coco.get_img_ids() if number in given]
         return super().compute_metrics(results)  # type: ignore[misc]
 
 

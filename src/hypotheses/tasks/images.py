@@ -104,7 +104,8 @@ def dataset(run: Run, split: str) -> Dataset:
         size = (num, 3, recipe["image_size"], recipe["image_size"])
         images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
         return TensorDataset(images, torch.arange(num) % recipe["num_classes"])
-    source = sources.load(run.images.root, split, run.images.classes, index_folder(run.config))
+    kept = index_folder(run.config)
+    source = sources.load(run.images.root, split, run.images.classes, kept, frozenset(run.images.left_out))
     if recipe["in_memory"]:
         if recipe["augment"]:
             raise UserError("recipe.in_memory=true keeps decoded images, so recipe.augment must be null")

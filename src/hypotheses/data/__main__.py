@@ -1,0 +1,68 @@
+"""Check a data set, or list what of it cannot be used.
+
+    python -m hypotheses.data check task=coco [paths.coco=FOLDER] [scale=paper ...]     # exit code 2 where there are errors
+    python -m hypotheses.data quarantine task=coco [...]     # files that can be left out one by one: results/quarantine/coco.json
+
+The options are those of a run, at paper scale unless another one is named.
+"""
+
+import sys
+
+from hypotheses.config import Config, compose
+from hypotheses.data import preflight, quarantine
+from hypotheses.data.preflight.findings import Finding, grouped
+from hypotheses.errors import UserError, command, nearest
+from hypotheses.run import check_space
+
+VERBS = ("check", "quarantine")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    verb, *overrides = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if verb in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0
+    if verb not in VERBS:
+        raise UserError(f"no command '{verb}'{nearest(verb, VERBS)}")
+    if not any(word.startswith(("scale=", "mode=")) for word in overrides):
+        overrides = [*overrides, "scale=paper"]
+    return check(compose(overrides)) if verb == "check" else write_list(compose(overrides))
+
+
+def check(config: Config) -> int:
+    """Print what is found; the exit code."""
+    result = preflight.check(config, speed=True)
+    findings = list(result.findings)
+    try:
+        check_space(config, ("outputs", "results"))  # in paths.data only what was found is kept, of which more is said
+    except UserError as error:
+        findings.append(Finding("space", config["paths"]["outputs"], str(error)))
+    show(result, findings)
+    errors = [finding for finding in findings if finding.error]
+    if any(finding.single for finding in errors):
+        print(f"what can be left out one by one: {preflight.command(config, 'quarantine')}")
+    return 2 if errors else 0
+
+
+def write_list(config: Config) -> int:
+    """Write the list of what is left out, and print the rest of what is found; the exit code."""
+    if not preflight.published(config):
+        scale, root = config["scale"]["name"], config["paths"]["data"]
+        raise UserError(f"the data of scale={scale} are drawn: delete {root}/demo, and they are made again")
+    result, before = preflight.check(config), quarantine.read(config)
+    show(result, result.findings)
+    files = preflight.to_quarantine(result, before)
+    quarantine.write(config, files)
+    for name in sorted(before.keys() - files):
+        print(f"taken off the list: {name}")
+    print(f"{preflight.amount(len(files), 'file')} in quarantine: {quarantine.path(config)}")
+    return 2 if any(not finding.single for finding in result.errors) else 0
+
+
+def show(result: preflight.Result, findings: list[Finding]) -> None:
+    print(*grouped(findings), sep="\n", end="\n" if findings else "")
+    print(result.summary)
+
+
+if __name__ == "__main__":
+    command(main, "interrupted: what was decoded is kept; the same command goes on")

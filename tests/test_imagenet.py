@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from hypotheses import data, tasks
 from hypotheses.config import compose
-from hypotheses.data import preflight
+from hypotheses.data import preflight, sources
 from hypotheses.errors import UserError, one_line
 from hypotheses.run import run
 from hypotheses.tasks import common, imagenet, images
@@ -185,3 +186,19 @@ def test_an_unreadable_image_is_named(real_images, paths, workers, capsys):
         run(config)
     said = capsys.readouterr().err.splitlines()[-1]
     assert end.value.code == 2 and said.startswith("error: /") and "n01/3.JPEG cannot be read as an image" in said
+
+
+def test_a_record_says_how_long_training_waited_for_data(real_images, paths, monkeypatch):
+    read = sources.Folders.read
+
+    def slowly(self, index):
+        time.sleep(0.02)
+        return read(self, index)
+
+    monkeypatch.setattr(sources.Folders, "read", slowly)
+    config = compose([*paths, *PAPER, "recipe.num_classes=2", f"paths.imagenet={real_images}", "hardware.workers=0"])
+    result = run(config)
+    assert result
+    waited = result["provenance"]["waited_for_data"]
+    images_read = 2 * 16  # two epochs
+    assert images_read * 0.02 <= waited["seconds"] <= waited["of"] <= result["seconds"]

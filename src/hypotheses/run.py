@@ -129,6 +129,7 @@ def run(config: Config) -> record.Record | None:
                 "left_out": list(images.left_out),
                 "registered": registered,
                 "peak_memory_bytes": peak_memory(config),
+                "waited_for_data": job.report.waiting.figure(),
                 "attempts": checkpoints.attempts(),
             },
         }

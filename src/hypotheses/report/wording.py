@@ -1,5 +1,7 @@
 """What a report says in words, each sentence in one place for terminal, page and Markdown. Numbers become text here."""
 
+import statistics
+
 from hypotheses import bootstrap
 from hypotheses.experiment import Experiment
 from hypotheses.metrics import METRICS
@@ -187,4 +189,17 @@ def provenance(s: Section) -> list[str]:
         f"commit {values('commit')}; training code {', '.join(sorted({r['provenance']['code'][:12] for r in records}))}",
         f"device {values('device')}, {values('threads')} thread(s) a run; Python {values('python')}; {', '.join(packages)}",
         f"data: {', '.join(data)}",
+        *waiting(records),
+    ]
+
+
+def waiting(records: list[Record]) -> list[str]:
+    """How long training waited for its data, where the records say it."""
+    found = [r["provenance"]["waited_for_data"] for r in records if "waited_for_data" in r["provenance"]]
+    shares = [100 * one["seconds"] / one["of"] for one in found if one["of"]]
+    if not shares:
+        return []
+    middle = statistics.median(shares)
+    return [
+        f"training waited for data {middle:.1f} % of its time (median of {len(shares)} runs; {min(shares):.1f} to {max(shares):.1f} %)"
     ]

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -190,6 +191,43 @@ def checkpoint_if_due(checkpoints: Checkpoints, step: int, model: nn.Module, con
             checkpoints.write(step, packed.getvalue())
         if agreed(stopping.requested()):
             raise stopping.Stopped(stopping.State.number or signal.SIGTERM)
+
+
+@dataclasses.dataclass
+class Waiting:
+    """For how many seconds a training loop had no batch, `of` how many in all, validations left out. On a GPU the device may have work
+    left meanwhile: it waits for no longer than the loop does."""
+
+    seconds: float = 0.0
+    of: float = 0.0
+    since: float | None = None
+
+    def ask(self) -> None:
+        """A batch is wanted: a step has ended, or an epoch begins."""
+        self.since = time.monotonic() if self.since is None else self.since + self.lap()
+
+    def get(self) -> None:
+        """Here it is."""
+        if self.since is not None:
+            passed = self.lap()
+            self.seconds += passed
+            self.since += passed
+
+    def pause(self) -> None:
+        """What follows is no training."""
+        if self.since is not None:
+            self.lap()
+        self.since = None
+
+    def lap(self) -> float:
+        assert self.since is not None
+        passed = time.monotonic() - self.since
+        self.of += passed
+        return passed
+
+    def figure(self) -> dict[str, float]:
+        """As a record and a checkpoint keep it."""
+        return {"seconds": round(self.seconds, 3), "of": round(self.of, 3)}
 
 
 @functools.cache

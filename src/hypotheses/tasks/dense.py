@@ -39,6 +39,7 @@ from hypotheses.record import sha256
 from hypotheses.tasks import Run
 from hypotheses.tasks.common import (
     EpochSampler,
+    Waiting,
     check_finite,
     checkpoint_if_due,
     divide,
@@ -454,6 +455,7 @@ class Report(Hook):
         self.losses: list[Tensor] = []
         self.progress: Progress | None = None
         self.bar: Any = None  # of an evaluation
+        self.waiting = Waiting()
 
     def before_train(self, runner: Any) -> None:
         start = self.run.checkpoints.start if self.run.checkpoints else None
@@ -476,6 +478,7 @@ class Report(Hook):
             scheduler.load_state_dict(state)
         loop, self.step, self.curve = runner.train_loop, kept["step"], kept["curve"]
         loop._iter, loop._epoch = kept["step"], kept["epoch"]
+        self.waiting = Waiting(**kept["waiting"])
         mine, place = kept["processes"][rank()], next(runner.model.parameters()).device
         self.random, self.losses = mine["random"], [loss.to(place) for loss in mine["losses"]]
         return kept["rows"]
@@ -493,9 +496,14 @@ class Report(Hook):
             "processes": every,
             "curve": self.curve,
             "rows": self.progress.kept if self.progress else [],
+            "waiting": self.waiting.figure(),
         }
 
+    def before_train_epoch(self, runner: Any) -> None:
+        self.waiting.ask()
+
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self.waiting.get()
         stopping.wait_for_step(self.run.checkpoints is not None)
         if self.random:
             restore_random_state(self.random)
@@ -517,12 +525,14 @@ class Report(Hook):
             stopping.wait_for_step(False)
         elif self.run.checkpoints:
             checkpoint_if_due(self.run.checkpoints, self.step, runner.model, lambda: self.content(runner))
+        self.waiting.ask()
 
     def before_test_epoch(self, runner: Any) -> None:
         self.collect_here(runner.test_loop)
 
     def before_val_epoch(self, runner: Any) -> None:
         self.collect_here(runner.val_loop)
+        self.waiting.pause()
         if not self.losses:  # nothing is trained: mode=eval
             self.bar = evaluation_bar(self.run.config, len(runner.val_dataloader))
 
@@ -550,6 +560,7 @@ class Report(Hook):
             self.progress.row(**shown, lr=runner.optim_wrapper.optimizer.param_groups[0]["lr"])
             self.progress.show(loss=row["train_loss"], **{first: row[first]})
         check_finite(row["train_loss"], f"before step {self.step}")
+        self.waiting.ask()
 
     def collect_here(self, loop: Any) -> None:
         """Where CPU processes put their parts of the results: by default mmengine does in the working directory."""

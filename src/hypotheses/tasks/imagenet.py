@@ -30,6 +30,7 @@ from hypotheses.errors import UserError
 from hypotheses.progress import Progress
 from hypotheses.tasks import Run, images
 from hypotheses.tasks.common import (
+    Waiting,
     check_finite,
     checkpoint_if_due,
     divide,
@@ -321,6 +322,7 @@ class Report(L.Callback):
         self.rows: list[dict[str, float]] = []  # of the progress until a checkpoint
         self.progress: Progress | None = None
         self.random: Any = None  # state of the generators, to be restored before the next step
+        self.waiting = Waiting()
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         mean = {name: getattr(module.train_loss, name).cpu() for name in MEAN}
@@ -328,11 +330,13 @@ class Report(L.Callback):
             "processes": of_all_processes({"random": random_state(), "train_loss": mean}),
             "curve": self.curve,
             "rows": self.progress.kept if self.progress else [],
+            "waiting": self.waiting.figure(),
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         kept = checkpoint["hypotheses"]
         self.curve, self.rows, self.step = kept["curve"], kept["rows"], checkpoint["global_step"]
+        self.waiting = Waiting(**kept["waiting"])
         self.random, mean = (kept["processes"][rank()][name] for name in ("random", "train_loss"))
         for name in MEAN:
             setattr(module.train_loss, name, mean[name].to(module.device))
@@ -341,15 +345,25 @@ class Report(L.Callback):
         if trainer.is_global_zero:
             self.progress = start_progress(self.run, self.steps, self.rows)
 
+    def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.waiting.ask()
+
+    def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.waiting.pause()
+
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        self.waiting.get()
         stopping.wait_for_step(self.run.checkpoints is not None)
         if self.random:
             restore_random_state(self.random)
             self.random = None
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.step:  # an optimiser step can take several batches
-            return
+        if trainer.global_step != self.step:  # an optimiser step can take several batches
+            self.end_step(trainer, module, outputs, batch_idx)
+        self.waiting.ask()
+
+    def end_step(self, trainer: L.Trainer, module: Any, outputs: Any, batch_idx: int) -> None:
         self.step = trainer.global_step
         if self.progress:
             self.progress.advance()
@@ -364,6 +378,7 @@ class Report(L.Callback):
             checkpoint_if_due(self.run.checkpoints, self.step, module.model, content)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.waiting.pause()
         row = {"epoch": trainer.current_epoch + 1, "train_loss": module.mean_train_loss()}
         if row["epoch"] % trainer.check_val_every_n_epoch == 0:
             row |= module.metrics

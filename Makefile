@@ -77,6 +77,7 @@ bench: .venv/bench  ## Measure the scan, the networks and the trainer against th
 		$(PY) benchmarks/backbone.py --model mambaout_$$model --mode $$mode --stack || exit 1; done; done
 	@$(PY) benchmarks/backbone.py --model mambaout_atto --arms
 	@$(PY) benchmarks/trainer_overhead.py
+	@$(PY) benchmarks/loading.py
 
 # the peers of the benchmarks: in the lock file too, but only installed for them
 .venv/bench: .venv/ready

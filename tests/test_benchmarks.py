@@ -56,6 +56,12 @@ def test_the_trainers_overhead_is_measured(tmp_path):
 
 
 @pytest.mark.slow
+def test_loading_is_measured():
+    shown = run("benchmarks/loading.py", "--images", "256", "--rounds", "2")
+    assert shown.count(" images/s (median of 2 rounds of 192 images)") == 2 and "ours x timm: " in shown
+
+
+@pytest.mark.slow
 def test_the_error_rates_are_simulated():
     shown = run("benchmarks/error_rates.py", "--simulations", "400")
     wrong = [float(rate) for rate in re.findall(r"^ +([\d.]+) \[[\d., ]+\]  H\d", shown, re.MULTILINE)]

@@ -45,7 +45,7 @@ def as_float(image, recipe):
 
 def test_the_augmentation_is_timms_draw_for_draw(photograph, recipe):
     """The same crops, flips, operations and magnitudes from the same random state; pixels differ by the rounding of a resize, which
-    solarising or equalising can magnify in a few of them."""
+    solarising or equalising can magnify in a few of them, and by OpenCV's kernel for what is turned or sheared."""
     ours, theirs = images.augmentation(recipe), timms(recipe, re_prob=0.0)
     differences = []
     for number in range(40):

@@ -117,13 +117,14 @@ def entries(configs: Iterable[Config]) -> dict[str, tuple[str, Entry]]:
 # ---- submitting ------------------------------------------------------------------------------------------------------
 
 
-def check() -> None:
-    """Raise UserError where nothing can be submitted from."""
+def check(config: Config) -> None:
+    """Raise UserError where nothing can be submitted from here, or not as it is asked for."""
     for name in ("sbatch", "srun", "squeue", "scontrol"):
         if not shutil.which(name):
             raise UserError(
                 f"LAUNCHER=slurm: no {name} on this machine: type it where Slurm's commands are, as on a login node, or leave LAUNCHER out"
             )
+    parameters(config, 1)
 
 
 def parameters(config: Config, at_once: int) -> dict[str, Any]:
@@ -275,9 +276,7 @@ class Queue(Work):
         overrides: list[str],
     ):
         super().__init__(hypothesis, configs, missing, [], overrides)
-        check()
         self.at_once, self.asked, self.silent = at_once, -math.inf, False
-        parameters(configs[0], 1)
         self.adopt()
 
     def adopt(self) -> None:

@@ -68,6 +68,10 @@ def sweep(asked: Selection) -> int:
     failed. Raises UserError, too where runs of other code are there and `asked.stale` does not say what to do with them."""
     configs = asked.configs()
     check_space(configs[0])
+    if asked.launcher == "slurm":
+        from hypotheses import slurm  # which imports this file
+
+        slurm.check(configs[0])
     found = standing.of_all(configs)
     if odd := [run for run in found if run.state == standing.CONFLICT]:
         raise UserError(odd[0].why)
@@ -103,7 +107,7 @@ def sweep(asked: Selection) -> int:
 def work_on(asked: Selection, configs: list[Config], missing: list[standing.Standing]) -> "tuple[Work, str]":
     """The missing runs as work for this machine or for a cluster, and how it is done, in words."""
     if asked.launcher == "slurm":
-        from hypotheses import slurm  # which imports this file
+        from hypotheses import slurm
 
         at_once = asked.jobs or configs[0]["cluster"]["array_parallelism"]
         work = slurm.Queue(asked.hypothesis, configs, missing, at_once, asked.overrides)

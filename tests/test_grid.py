@@ -61,7 +61,9 @@ def test_a_grid_leaves_the_records_of_single_runs(launcher, grid, single, tmp_pa
         assert typed.startswith("python -m hypotheses.run scale=smoke ") and typed.endswith(f" backbone={arm}")
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["basic", *(pytest.param(n, marks=pytest.mark.slow) for n in ("joblib", "submitit_local"))]
+)
 def test_a_mistake_in_one_run_is_one_line_and_the_others_go_on(launcher, grid, tmp_path):
     done = grid(launcher, f"backbone={ARMS[1]}", "recipe.batch_size=0,8", "tag=t")
     assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr, done.stderr
@@ -78,6 +80,7 @@ def test_a_word_that_is_no_option_begins_nothing(grid, tmp_path):
     assert not list(tmp_path.rglob("seed_0.json"))
 
 
+@pytest.mark.slow
 def test_a_run_of_several_processes_in_a_grid(grid, tmp_path):
     """torchrun makes it, and the grid goes on after it."""
     done = grid("basic", f"backbone={','.join(ARMS)}", *TWO)

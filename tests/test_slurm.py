@@ -324,8 +324,8 @@ def test_a_run_that_is_preempted_goes_on_with_the_same_bits(cluster, whole, tmp_
 
 @pytest.mark.slow
 def test_a_run_that_takes_longer_than_its_job_goes_on_in_the_next(cluster, whole, tmp_path):
-    """Warned 50 seconds before the minute that it has is over; the job brings itself back."""
-    process = start(tmp_path, "cluster.time=1", "cluster.signal=50", scale="demo")
+    """Warned before the minute that it has is over; the job brings itself back."""
+    process = start(tmp_path, "cluster.time=1", "cluster.signal=10", scale="demo")
     shown = end(process)
     assert process.returncode == 0, shown + logs(tmp_path)
     made = record.read(record.path(config_of(tmp_path, "demo")))

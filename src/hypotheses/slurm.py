@@ -205,7 +205,9 @@ def work(run: standing.Standing, hypothesis: Experiment, overrides: list[str], c
     if restarts > config["cluster"]["max_requeues"]:
         how = f"went back into the queue {restarts} times, more than cluster.max_requeues allows"
         print(f"  {run.address}: {how}", flush=True)
-        attempts.note_end(Path(config["paths"]["results"]), run.address, how, "killed")
+        file = attempts.path(Path(config["paths"]["results"]), run.address)
+        attempts.add(file, begun=attempts.now())
+        attempts.add(file, ended=attempts.now(), how=how, failure="killed")
         return {run.address: "killed"}
     overrides = [o for o in overrides if not (restarts and o.startswith("resume="))]
     todo = Work(hypothesis, [config], [run], [slot(config)], overrides)
@@ -214,9 +216,10 @@ def work(run: standing.Standing, hypothesis: Experiment, overrides: list[str], c
         return todo.run()
     except SystemExit:
         job = os.environ["SLURM_JOB_ID"]
-        if ask("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() == RUNNING:
-            print(f"  {run.address}: back into the queue", flush=True)
-            ask("scontrol", "requeue", job)
+        with contextlib.suppress(UserError):  # whoever watches submits it again
+            if ask("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() == RUNNING:
+                print(f"  {run.address}: back into the queue", flush=True)
+                ask("scontrol", "requeue", job)
         raise
 
 
@@ -373,13 +376,13 @@ class Queue(Work):
             self.times.setdefault(standing.cell(job.config), []).append(found["seconds"])
             self.done(job.config, f"{found['seconds']:.0f} s, job {job.name}")
             return
-        how, limit, log, kind = "", 0, job.log, outcome(job).get(address, "")
-        if kind:  # the job itself has tried what may be
+        kind, how = outcome(job)
+        limit, log = 0, job.output if how else job.log
+        if kind and not how:  # the job itself has tried what may be
             ends = attempts.ends(results, address)
-            log = job.log if job.log.exists() else job.output
-            how = failures.describe(1, "\n".join(failures.tail(log, 60)))
-            how = ends[-1][0] if kind in ("killed", "crash", "hang") and ends else how
-        else:
+            by_signal = kind in ("killed", "crash", "hang") and ends
+            how = ends[-1][0] if by_signal else failures.describe(1, "\n".join(failures.tail(log, 60)))
+        elif not kind:
             state = job.entry.state or accounted(job.name)
             kind, log = {"OUT_OF_MEMORY": "memory"}.get(state, "killed"), job.output
             how = f"Slurm says {state}" if state else "Slurm has forgotten its job"
@@ -401,11 +404,16 @@ class Queue(Work):
         """Jobs do without the sweep."""
 
 
-def outcome(job: Job) -> dict[str, str]:
-    """What the function of a job has returned; where it raised, class "code" for its run; empty where it came to no end."""
+def outcome(job: Job) -> tuple[str, str]:
+    """The class of the failure of a run as its job says it, and in words what the job itself has raised, if it did; empty where it
+    came to no end."""
     import pickle
 
     with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
         how, value = pickle.loads(job.result.read_bytes())
-        return value if how == "success" else {record.address(job.config): "code"}
-    return {}
+        return (
+            (value.get(record.address(job.config), ""), "")
+            if how == "success"
+            else ("code", failures.describe(1, value))
+        )
+    return "", ""

@@ -6,6 +6,7 @@ python -m hypotheses.status 1 [--scale demo] [--task coco] [--seeds 5] [--arms a
 
 import contextlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -103,8 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
     asked = selection.read(given)
     configs, seen = asked.configs(), time.monotonic()
+    jobs, looked = {}, -math.inf
     while True:
-        jobs = slurm.entries(configs)
+        if time.monotonic() - looked >= slurm.LOOK:
+            jobs, looked = slurm.entries(configs), time.monotonic()
         rows = [row(asked, standing.of(config), jobs.get(record.address(config))) for config in configs]
         text = json.dumps(rows, indent=1) if given.json else table(asked, rows)
         if given.watch and sys.stdout.isatty():

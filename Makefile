@@ -14,12 +14,13 @@ ARMS ?=
 JOBS ?=
 STALE ?=
 BUDGET ?=
+LAUNCHER ?=
 RUN ?=
 BUNDLE ?=
 ARGS ?=
 
 # a mistyped option would otherwise run another job than the one asked for
-OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS STALE BUDGET RUN BUNDLE ARGS PYTHON
+OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS STALE BUDGET LAUNCHER RUN BUNDLE ARGS PYTHON
 UNKNOWN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v))))
 ifneq ($(UNKNOWN),)
 $(error unknown option $(UNKNOWN): the options are $(OPTIONS); Hydra's go into ARGS="$(firstword $(UNKNOWN))=...")
@@ -28,20 +29,20 @@ endif
 help:  ## Show this list
 	@echo "The controlled test of MambaOut's two hypotheses. Targets:"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
-	@echo "Options: HYP=1  SCALE=demo|pilot|paper  TASK=coco  SEEDS=5|10|20  ARMS=all  JOBS=2  STALE=reuse|rerun  BUDGET=minutes  ARGS='hardware=cpu paths.data=FOLDER'"
+	@echo "Options: HYP=1  SCALE=demo|pilot|paper  TASK=coco  SEEDS=5|10|20  ARMS=all  JOBS=2  STALE=reuse|rerun  BUDGET=minutes  LAUNCHER=slurm  ARGS='hardware=cpu paths.data=FOLDER'"
 
 setup: .venv/ready  ## Make the environment in .venv (the other targets do it themselves)
 
 sweep: need-hyp .venv/ready  ## HYP=1, 2 or 3: train what is missing of a hypothesis, then judge it and write its report
-	@$(PY) -m hypotheses.sweep $(SWEEP) $(if $(BUDGET),--budget $(BUDGET)) $(ARGS)
+	@$(PY) -m hypotheses.sweep $(SWEEP) $(if $(BUDGET),--budget $(BUDGET)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(ARGS)
 
 SWEEP = $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
 	$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(STALE),--stale $(STALE))
 
-plan: need-hyp .venv/ready  ## HYP=1, 2 or 3: what the sweep would do with each run and why, and what it costs
+plan: need-hyp no-launcher .venv/ready  ## HYP=1, 2 or 3: what the sweep would do with each run and why, and what it costs
 	@$(PY) -m hypotheses.plan $(SWEEP) $(if $(BUDGET),--budget $(BUDGET)) $(ARGS)
 
-status: need-hyp .venv/ready  ## HYP=1, 2 or 3: where each run stands; ARGS=--watch redraws it, ARGS=--json is for machines
+status: need-hyp no-launcher .venv/ready  ## HYP=1, 2 or 3: where each run stands; ARGS=--watch redraws it, ARGS=--json is for machines
 	@$(PY) -m hypotheses.status $(SWEEP) $(ARGS)
 
 reproduce: no-selection .venv/ready  ## RUN=demo/imagenet/mambaout_atto/seed_0: make a record again in a folder of its own, and compare
@@ -102,10 +103,13 @@ clean:  ## Remove what the demo has made: its digits, logs, records and reports
 need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi
 
-no-selection:
+no-launcher:
+	@if [ -n "$(LAUNCHER)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes no LAUNCHER: it is for make sweep" >&2; exit 2; fi
+
+no-selection: no-launcher
 	@if [ -n "$(strip $(SWEEP))$(BUDGET)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes RUN, BUNDLE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
 
-no-sweep-options:
+no-sweep-options: no-launcher
 	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)$(STALE)$(BUDGET)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
 
 # The stamp is written last, so an interrupted set-up goes on where it stopped (pip keeps what it has downloaded).
@@ -127,4 +131,4 @@ no-sweep-options:
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status reproduce verify bundle report test test-slow bench reference clean need-hyp no-sweep-options no-selection
+.PHONY: help setup sweep plan status reproduce verify bundle report test test-slow bench reference clean need-hyp no-launcher no-sweep-options no-selection

@@ -62,6 +62,14 @@ def test_a_mistyped_option_is_refused_and_several_arguments_are_not(copy):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_launcher_is_for_a_sweep_alone(copy):
+    done = make(copy, "-n", "sweep", "HYP=1", "LAUNCHER=slurm")
+    assert done.returncode == 0 and "-m hypotheses.sweep 1 " in done.stdout and "--launcher slurm" in done.stdout
+    for target in ("plan", "status", "report", "verify"):
+        done = make(copy, target, "HYP=1", "LAUNCHER=slurm")
+        assert done.returncode == 2 and f"error: make {target} takes no LAUNCHER" in done.stderr
+
+
 def test_help_lists_every_target(copy):
     shown = make(copy, "help").stdout
     for target in ("setup", "sweep", "report", "test", "test-slow", "bench", "clean", "help"):

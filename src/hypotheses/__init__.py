@@ -6,6 +6,7 @@ Data flows one way:
 
 config.py     composes the Hydra groups of conf/ into the plain values of one run
 sweep.py      a hypothesis of experiments/: starts the runs that are missing, then writes the report
+slurm.py      the same by jobs of a cluster, each a sweep of one run
 run.py        the runner: one config in, one record out; with mode=eval, given weights in, one evaluation out
 data/         the demo's embedded data, the layouts of ImageNet, COCO and ADE20K, and their check before a run
 tasks/        what is trained and measured: build(run) -> job, train(job), evaluate(job) -> metrics

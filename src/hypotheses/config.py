@@ -32,6 +32,25 @@ class Hardware:
 
 
 @dataclasses.dataclass
+class Cluster:
+    """conf/cluster/; see slurm.yaml for what each key means."""
+
+    name: str
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    time: int
+    gpus_per_node: int | None
+    cpus_per_task: int | None
+    mem: str | None
+    signal: int
+    array_parallelism: int | None
+    max_requeues: int
+    parameters: dict[str, Any] | None
+
+
+@dataclasses.dataclass
 class Optimizer:
     """AdamW."""
 
@@ -163,7 +182,8 @@ MODES = ("train", "eval")
 RESUME = ("same", "any", "never")
 PATHS = {"data", "imagenet", "coco", "ade20k", "outputs", "results"}
 KEYS = {
-    "task", "backbone", "scale", "recipe", "mode", "weights", "pretrained", "hardware", "seed", "tag", "resume", "paths"
+    "task", "backbone", "scale", "recipe", "mode", "weights", "pretrained", "hardware", "cluster", "seed", "tag", "resume",
+    "paths",
 }  # fmt: skip
 
 
@@ -186,6 +206,16 @@ def compose(overrides: list[str]) -> Config:
         GlobalHydra.instance().hydra = outer
 
 
+def of_grid() -> list[str] | None:
+    """The overrides of this run where it is one of a grid, Hydra's multirun; else None."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return list(HydraConfig.get().overrides.task)
+    return None
+
+
 def resolve(cfg: Any) -> Config:
     """Plain values from Hydra's composed config: interpolations resolved, folders made absolute, choices checked."""
     from omegaconf import OmegaConf
@@ -199,7 +229,7 @@ def resolve(cfg: Any) -> Config:
         if key not in KEYS:
             raise UserError(f"no key '{key}'{nearest(str(key), KEYS)}")
     typed = {}
-    for part, schema in (("recipe", RECIPES[task]), ("hardware", Hardware)):
+    for part, schema in (("recipe", RECIPES[task]), ("hardware", Hardware), ("cluster", Cluster)):
         try:
             typed[part] = OmegaConf.merge(OmegaConf.structured(schema), cfg[part])
         except OmegaConfBaseException as error:
@@ -231,7 +261,7 @@ def resolve(cfg: Any) -> Config:
         )
     if weights is not None and not isinstance(weights, str):
         raise UserError(f"weights={weights}: give a file, an https:// address or a hub id such as timm/NAME")
-    recipe, hardware = config["recipe"], config["hardware"]
+    recipe, hardware, cluster = config["recipe"], config["hardware"], config["cluster"]
     if config["pretrained"] is not None:
         if "pretrained" not in recipe or mode == "eval":
             raise UserError(
@@ -243,6 +273,8 @@ def resolve(cfg: Any) -> Config:
     checks = [(f"recipe.{k}", recipe[k], 1) for k in counts if k in recipe]
     checks += [(f"hardware.{k}", hardware[k], 1) for k in ("nodes", "max_batch_per_device", "threads")]
     checks += [(f"hardware.{k}", hardware[k], 0) for k in ("workers", "hang_seconds", "checkpoint_seconds")]
+    limits = ("time", "gpus_per_node", "cpus_per_task", "signal", "array_parallelism")
+    checks += [(f"cluster.{k}", cluster[k], 1) for k in limits] + [("cluster.max_requeues", cluster["max_requeues"], 0)]
     checks += [(f"recipe.schedule.{k}", v, 0) for k, v in schedule.items() if k != "milestones"]
     checks += [(f"recipe.optimizer.{k}", optimizer[k], 0) for k in ("lr", "eps", "weight_decay")]
     for key in ("image_size", "resize", "crop"):
@@ -265,6 +297,14 @@ def resolve(cfg: Any) -> Config:
         check_dense(task, recipe)
     if recipe["precision"] not in PRECISIONS:
         raise UserError(f"recipe.precision={recipe['precision']}: choose one of {', '.join(PRECISIONS)}")
+    if cluster["mem"] is not None and not re.fullmatch(r"[1-9]\d*[KMGT]?", cluster["mem"]):
+        raise UserError(
+            f"cluster.mem={cluster['mem']}: give a number of megabytes, or one with K, M, G or T after it: 64G"
+        )
+    if cluster["signal"] >= 60 * cluster["time"]:
+        raise UserError(
+            f"cluster.signal={cluster['signal']}: give fewer seconds than cluster.time={cluster['time']} minutes have"
+        )
     if hardware["devices"] < 1 and hardware["devices"] != -1:
         raise UserError(f"hardware.devices={hardware['devices']}: give a number from 1, or -1 for all")
     if hardware["devices"] == -1 and hardware["accelerator"] == "cpu":

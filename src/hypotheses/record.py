@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hypotheses.config import ROOT, Config
+from hypotheses.config import ROOT, Config, of_grid
 from hypotheses.errors import UserError
 
 IDENTITY = ("task", "backbone", "scale", "recipe", "seed")
@@ -191,7 +191,7 @@ def provenance(config: Config, device: str) -> dict[str, Any]:
         "hardware": {key: config["hardware"][key] for key in ("devices", "nodes", "max_batch_per_device")},
         "kernels": backbones.kernels_used(config["backbone"], "cuda" if gpu else "cpu", config["recipe"]["precision"]),
         "threads": torch.get_num_threads(),
-        "command": "python -m hypotheses.run " + " ".join(sys.argv[1:]),
+        "command": "python -m hypotheses.run " + " ".join(sys.argv[1:] if (chosen := of_grid()) is None else chosen),
     }
 
 

@@ -14,6 +14,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,7 +37,7 @@ from hypotheses import (
     stopping,
 )
 from hypotheses.checkpoint import Checkpoints
-from hypotheses.config import CONF, Config, explain, resolve
+from hypotheses.config import CONF, Config, explain, of_grid, resolve
 from hypotheses.data import preflight
 from hypotheses.errors import UserError, one_line
 from hypotheses.metrics import METRICS
@@ -75,6 +76,7 @@ def run(config: Config) -> record.Record | None:
     registered, kept = (experiment.register(results), provenance.keep(results)) if main_process else ({}, {})
     if launches_others(config):
         launch(config)
+        return record.find(config, images.fingerprint, digest)
 
     if threads := config["hardware"]["threads"]:
         torch.set_num_threads(threads)
@@ -192,6 +194,7 @@ def evaluate(config: Config) -> dict[str, Any] | None:
         preflight.require(config)
     if launches_others(config):
         launch(config)
+        return evaluated(target, asked, config)
     import torch
 
     if threads := config["hardware"]["threads"]:
@@ -295,7 +298,7 @@ def launches_others(config: Config) -> bool:
 
 
 def launch(config: Config) -> None:
-    """Become torchrun with a process per device. Does not return."""
+    """Become torchrun with a process per device; where this is one run of a grid, which goes on, let torchrun do it meanwhile."""
     devices = config["hardware"]["devices"]
     if devices == -1:
         import torch
@@ -303,8 +306,12 @@ def launch(config: Config) -> None:
         devices = torch.cuda.device_count()
     if config["recipe"]["batch_size"] % devices:
         raise UserError(f"recipe.batch_size={config['recipe']['batch_size']}: choose a multiple of {devices} devices")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
-    os.execv(sys.executable, [sys.executable, *command, "-m", "hypotheses.run", *sys.argv[1:]])
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices), "-m", "hypotheses.run"]
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # torchrun would end at it, where its processes write a checkpoint
+    if (chosen := of_grid()) is None:
+        os.execv(sys.executable, [sys.executable, *command, *sys.argv[1:]])
+    if code := subprocess.run([sys.executable, *command, *chosen]).returncode:
+        raise UserError(f"torchrun ended with exit code {code}, see above")
 
 
 def world_size() -> int:
@@ -333,9 +340,16 @@ def device_name(config: Config) -> str:
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def compose_and_run(cfg: Any) -> None:
-    with one_line(), explained():  # in here too, since Hydra adds a line of its own to an exception that reaches it
-        config = resolve(cfg)
-        evaluate(config) if config["mode"]["name"] == "eval" else run(config)
+    chosen = of_grid()
+    try:
+        # in here too, since Hydra adds a line of its own to an exception that reaches it
+        with contextlib.nullcontext() if chosen is not None else one_line(), explained():
+            config = resolve(cfg)
+            evaluate(config) if config["mode"]["name"] == "eval" else run(config)
+    except Exception as error:
+        if chosen is not None:  # the others of the grid go on, and Hydra raises the first one at its end
+            print(f"error: {' '.join(chosen)}: {error}", file=sys.stderr, flush=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -1,16 +1,18 @@
-"""Where the runs of a sweep stand, while it works or after: from the files alone, so also from another machine that sees them.
+"""Where the runs of a sweep stand, while it works or after: from the files alone, so also from another machine that sees them. Of runs
+that were submitted to Slurm its queue is asked too, where there is one.
 
 python -m hypotheses.status 1 [--scale demo] [--task coco] [--seeds 5] [--arms all] [--watch] [--json] [paths.results=...]
 """
 
 import contextlib
 import json
+import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from hypotheses import claims, selection, standing
+from hypotheses import claims, record, selection, slurm, standing
 from hypotheses.cost import columns
 from hypotheses.errors import command
 from hypotheses.selection import Selection
@@ -38,13 +40,14 @@ def silence(run: Standing) -> float | None:
     return claims.age(standing.folder(run.config) / "heartbeat.json") if run.state == RUNNING else None
 
 
-def row(asked: Selection, run: Standing) -> dict[str, Any]:
-    """What is said of a run."""
+def row(asked: Selection, run: Standing, job: tuple[str, slurm.Entry] | None = None) -> dict[str, Any]:
+    """What is said of a run, and of its job."""
     found, beat = metric_of(asked, run), run.beat
     quiet = silence(run)
+    queued = job and job[1].live and run.state not in (RUNNING, RECORDED, STALE)
     return {
         "run": run.address,
-        "state": run.state,
+        "state": "submitted" if queued else run.state,
         "percent": 100.0 if run.record else 100 * beat["step"] / beat["steps"] if beat.get("steps") else 0.0,
         "step": beat.get("step"),
         "steps": beat.get("steps"),
@@ -52,8 +55,10 @@ def row(asked: Selection, run: Standing) -> dict[str, Any]:
         "silent_seconds": quiet,
         "metric": found and found[0],
         "value": found and found[1],
-        "failure": run.failure,
+        "failure": "" if queued else run.failure,
         "why": run.why,
+        "job": job and job[0],
+        "slurm": job and str(job[1]),
         "checkpoint": run.step or None,
         "tail": run.tail if run.state in (FAILED, DEAD) else [],
     }
@@ -75,7 +80,9 @@ def table(asked: Selection, rows: list[dict[str, Any]]) -> str:
         more = [r["why"]] if r["why"] and r["state"] in (FAILED, STALE, "conflict") else []
         if (r["silent_seconds"] or 0) > QUIET:
             more.append(f"no heartbeat for {duration(r['silent_seconds'])}: slow, or hung")
-        if r["state"] in (FAILED, DEAD, "interrupted") and r["checkpoint"]:
+        if r["slurm"]:
+            more.append(f"job {r['job']}: {r['slurm']}")
+        if r["state"] in (FAILED, DEAD, "interrupted", "submitted") and r["checkpoint"]:
             more.append(f"goes on from its checkpoint of step {r['checkpoint']}")
         below.append(more + [f"| {line[:140]}" for line in r["tail"]])
     for line, more in zip(columns(body), below, strict=True):
@@ -97,13 +104,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
     asked = selection.read(given)
     configs, seen = asked.configs(), time.monotonic()
+    jobs, looked = {}, -math.inf
     while True:
-        rows = [row(asked, standing.of(config)) for config in configs]
+        if time.monotonic() - looked >= slurm.LOOK:
+            jobs, looked = slurm.entries(configs), time.monotonic()
+        rows = [row(asked, standing.of(config), jobs.get(record.address(config))) for config in configs]
         text = json.dumps(rows, indent=1) if given.json else table(asked, rows)
         if given.watch and sys.stdout.isatty():
             sys.stdout.write("\x1b[H\x1b[2J")
         print(text, flush=True)
-        if any(r["state"] == RUNNING for r in rows):
+        if any(r["state"] in (RUNNING, "submitted") for r in rows):
             seen = time.monotonic()
         finished = all(r["state"] in (RECORDED, STALE) for r in rows)
         if not given.watch or finished or time.monotonic() - seen > IDLE:

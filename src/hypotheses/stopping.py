@@ -1,18 +1,22 @@
 """Being asked to stop: Ctrl-C, SIGTERM, or SIGUSR1, which a cluster sends before it takes a machine away.
 
 In the middle of training the request waits for the end of the step, where a checkpoint is written, unless a validation follows. Anywhere
-else it ends the process at once, and so does a second one.
+else it ends the process at once, and so does a second one. A cluster signals every process of a job, and each hands the request on to
+those it has started: what arrives within SAME seconds is one request.
 """
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SAME = 1.0  # seconds
 
 
 class Stopped(SystemExit):
@@ -25,6 +29,7 @@ class Stopped(SystemExit):
 class State:
     number: int | None = None  # of the signal that asks
     waits: bool = False  # whether a step is under way, whose end will ask
+    met: float = -math.inf  # when a request was met last
 
 
 def requested() -> bool:
@@ -57,6 +62,9 @@ def handle(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGUSR1 and not State.waits:
         State.number = number  # a warning ahead of time: the next step meets it
         return
+    if time.monotonic() - State.met < SAME:
+        return
+    State.met = time.monotonic()
     if State.waits and State.number is None:
         State.number = number
         os.write(2, b"\nstopping at the end of this step; again to stop at once\n")
@@ -84,7 +92,7 @@ def begin_worker(*_: object) -> None:
 def handled() -> Iterator[None]:
     """Inside, the signals are met as said above."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    State.number, State.waits = None, False
+    State.number, State.waits, State.met = None, False, -math.inf
     install()
     try:
         yield

@@ -1,9 +1,10 @@
 """A hypothesis of experiments/: run what is missing, one child process per run, then write its report.
 
-    python -m hypotheses.sweep 1 [--scale demo] [--task coco] [--seeds 5] [--arms all] [--jobs N] [--stale reuse] [--budget MINUTES] [hardware=...] [paths.data=...]
+    python -m hypotheses.sweep 1 [--scale demo] [--task coco] [--seeds 5] [--arms all] [--jobs N] [--stale reuse] [--budget MINUTES] [--launcher slurm] [hardware=...] [paths.data=...]
 
 Hydra composes each run; this file only starts and watches them. Finished runs are reused, a failed run does not stop the
-others, and an interrupted sweep goes on when the same command is typed again. The parent never imports torch.
+others, and an interrupted sweep goes on when the same command is typed again. The parent never imports torch. Where the runs are jobs
+of a cluster, slurm.py starts and watches them, and each job is a sweep of one run.
 """
 
 import collections
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hypotheses import attempts, claims, data, experiment, failures, record, report, selection, standing
 from hypotheses.config import Config
@@ -33,6 +34,8 @@ GRACE = (
     45.0  # seconds that an interrupted child gets, for its checkpoint, before it is killed; torchrun gives its own 30
 )
 OTHERS = 5.0  # seconds between looks at what other sweeps do
+ENDS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # a kill, a closed terminal, a cluster's warning: each as Ctrl-C
+LAUNCHERS = ("local", "slurm")
 
 
 @dataclasses.dataclass
@@ -58,6 +61,7 @@ class Slot:
     number: int
     environment: dict[str, str]
     overrides: list[str]
+    python: list[str] = dataclasses.field(default_factory=lambda: [sys.executable])
 
 
 def sweep(asked: Selection) -> int:
@@ -65,6 +69,10 @@ def sweep(asked: Selection) -> int:
     failed. Raises UserError, too where runs of other code are there and `asked.stale` does not say what to do with them."""
     configs = asked.configs()
     check_space(configs[0])
+    if asked.launcher == "slurm":
+        from hypotheses import slurm  # which imports this file
+
+        slurm.check(configs[0])
     found = standing.of_all(configs)
     if odd := [run for run in found if run.state == standing.CONFLICT]:
         raise UserError(odd[0].why)
@@ -88,19 +96,34 @@ def sweep(asked: Selection) -> int:
     missing = [run for run in found if run.state not in taken]
     for config in {data.depends_on(run.config): run.config for run in missing}.values():
         preflight.require(config)  # once, before all of them; each then finds what is known
-    slots = make_slots(configs[0], asked.jobs)
+    work, how = work_on(asked, configs, missing)
     parts = [f"{len(configs)} runs", f"{len(configs) - len(missing)} recorded", f"{len(missing)} to run"]
     if resumed := sum(run.step > 0 for run in missing):
         parts.append(f"{resumed} of them from a checkpoint")
     name = f"hypothesis {asked.hypothesis.hypothesis} at {asked.scale} scale"
-    print(f"{name}: {', '.join(parts)}, {len(slots)} at a time", flush=True)
+    print(f"{name}: {', '.join(parts)}, {how}", flush=True)
     if old and asked.stale == "reuse":
         print(f"note: {len(old)} recorded runs were made by other code or software, and are taken as they are")
-    return 1 if missing and Work(asked.hypothesis, configs, missing, slots, asked.overrides).run() else 0
+    return 1 if missing and work.run() else 0
+
+
+def work_on(asked: Selection, configs: list[Config], missing: list[standing.Standing]) -> "tuple[Work, str]":
+    """The missing runs as work for this machine or for a cluster, and how it is done, in words."""
+    if asked.launcher == "slurm":
+        from hypotheses import slurm
+
+        at_once = asked.jobs or configs[0]["cluster"]["array_parallelism"]
+        work = slurm.Queue(asked.hypothesis, configs, missing, at_once, asked.overrides)
+        before = f"{len(work.running)} of them submitted before, " if work.running else ""
+        return work, f"{before}{at_once} at a time" if at_once else f"{before}as many at a time as the cluster takes"
+    slots = make_slots(configs[0], asked.jobs)
+    return Work(asked.hypothesis, configs, missing, slots, asked.overrides), f"{len(slots)} at a time"
 
 
 class Work:
     """The missing runs of a sweep: one per slot at a time, until each is recorded or has failed for good."""
+
+    pause = POLL
 
     def __init__(
         self,
@@ -113,7 +136,7 @@ class Work:
         self.hypothesis, self.slots, self.overrides = hypothesis, slots, overrides
         self.configs, self.waiting = configs, collections.deque(run.config for run in missing)
         self.expected = {run.address: run.identity for run in missing}
-        self.running: list[Child] = []
+        self.running: list[Any] = []  # Child, or of a cluster Job
         self.others: list[Config] = []  # that another sweep is at
         self.failed: dict[str, str] = {}  # class of the failure, by address
         self.tries: collections.Counter[tuple[str, str]] = (
@@ -127,25 +150,21 @@ class Work:
         """Returns the classes of the failures, by address."""
 
         def end(*_: object) -> None:
+            for number in ENDS:  # a cluster sends several
+                signal.signal(number, signal.SIG_IGN)
             raise KeyboardInterrupt
 
-        # a closed terminal or a kill ends the children too, as Ctrl-C does
-        before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+        before = {number: signal.signal(number, end) for number in ENDS}
         try:
             while self.waiting or self.running or self.others:
                 self.start_some()
-                time.sleep(POLL)
-                for child in [c for c in self.running if c.process.poll() is not None]:
-                    self.running.remove(child)
-                    self.ended(child)
-                for child in self.running:
-                    self.watch(child)
+                time.sleep(self.pause)
+                self.look()
                 self.look_at_others()
                 self.status.show(self)
         except KeyboardInterrupt:
             self.status.clear()
-            print("stopping: the runs in progress write a checkpoint; Ctrl-C again to kill them", file=sys.stderr)
-            stop(self.running)
+            self.interrupt()
             done = sum(record.path(config).exists() for config in self.configs)
             print(
                 f"interrupted: {done} of {len(self.configs)} runs done; the same command goes on with the rest",
@@ -153,22 +172,47 @@ class Work:
             )
             sys.exit(130)
         finally:
-            stop(self.running)
+            self.end()
             for number, handler in before.items():
                 signal.signal(number, handler)
         return self.failed
+
+    def interrupt(self) -> None:
+        print("stopping: the runs in progress write a checkpoint; Ctrl-C again to kill them", file=sys.stderr)
+        stop(self.running)
+
+    def end(self) -> None:
+        stop(self.running)
+
+    def look(self) -> None:
+        """At the children."""
+        for child in [c for c in self.running if c.process.poll() is not None]:
+            self.running.remove(child)
+            self.ended(child)
+        for child in self.running:
+            self.watch(child)
+
+    def training(self) -> list[Any]:
+        """Those of `running` that do."""
+        return self.running
+
+    def changed(self) -> bool:
+        """Whether the code is no longer what it was when the sweep began; then nothing more is begun."""
+        if record.code_fingerprint() == self.code:
+            return False
+        self.status.line(
+            f"  src/ was changed while the sweep ran: {len(self.waiting)} runs are not begun, so that all are of one "
+            "code; type the same command again when it is as it should be"
+        )
+        self.failed |= {record.address(config): "code" for config in self.waiting}
+        self.waiting.clear()
+        return True
 
     def start_some(self) -> None:
         """Give each free slot a run, unless another sweep has it."""
         free = [slot for slot in self.slots if slot not in [child.slot for child in self.running]]
         while self.waiting and free:
-            if record.code_fingerprint() != self.code:
-                self.status.line(
-                    f"  src/ was changed while the sweep ran: {len(self.waiting)} runs are not begun, so that all are of one "
-                    "code; type the same command again when it is as it should be"
-                )
-                self.failed |= {record.address(config): "code" for config in self.waiting}
-                self.waiting.clear()
+            if self.changed():
                 return
             config = self.waiting.popleft()
             if record.path(config).exists():
@@ -227,14 +271,18 @@ class Work:
         kind = "killed" if kind == failures.STOPPED else kind  # not by this sweep
         with contextlib.suppress(OSError):  # a full disk
             attempts.note_end(Path(child.config["paths"]["results"]), address, how, kind)
+        self.failed_once(child.config, kind, how, child.log, failures.RETRIES[kind])
+
+    def failed_once(self, config: Config, kind: str, how: str, log: Path, limit: int) -> None:
+        """Try a run again, unless it was tried so often after a failure of this class."""
+        address = record.address(config)
         self.tries[address, kind] += 1
-        tried, limit = self.tries[address, kind], failures.RETRIES[kind]
-        if tried <= limit:
+        if (tried := self.tries[address, kind]) <= limit:
             self.status.line(f"  {address}: {kind.upper()}, {how}; goes on, try {tried} of {limit}")
-            self.waiting.appendleft(child.config)
+            self.waiting.appendleft(config)
             return
         self.failed[address] = kind
-        self.status.line(f"  {address}: FAILED ({kind}), {how}; its log: {child.log}")
+        self.status.line(f"  {address}: FAILED ({kind}), {how}; its log: {log}")
 
     def watch(self, child: Child) -> None:
         """End a child whose heartbeat has not changed for too long. No clock but this process's own is asked."""
@@ -274,7 +322,7 @@ def start(config: Config, slot: Slot, overrides: list[str], identity: str, code:
     with open(log, "ab") as output:
         since = output.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "hypotheses.run", *arguments, *slot.overrides, *overrides],
+            [*slot.python, "-m", "hypotheses.run", *arguments, *slot.overrides, *overrides],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -311,7 +359,7 @@ def make_slots(config: Config, jobs: int | None) -> list[Slot]:
         return [Slot(0, {}, [])]
     if gpus := visible_gpus() if hardware["accelerator"] != "cpu" else []:
         return [Slot(i, {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}, []) for i in range(jobs or len(gpus))]
-    cores = len(os.sched_getaffinity(0))
+    cores = int(os.environ.get("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0)))
     number = jobs or cores
     threads = hardware["threads"] or max(1, cores // number)
     return [Slot(i, {"OMP_NUM_THREADS": str(threads)}, [f"hardware.threads={threads}"]) for i in range(number)]
@@ -349,18 +397,22 @@ class Status:
         if now - self.printed < (0.5 if self.live else QUIET) or not (work.running or work.others):
             return
         self.printed = now
-        beats = [heartbeat(child.log.parent) for child in work.running]
+        training = work.training()
+        beats = [heartbeat(child.log.parent) for child in training]
         left = len(work.running) + len(work.waiting) + len(work.others)
         parts = [f"{len(work.configs) - left - len(work.failed)} of {len(work.configs)} finished"]
-        for child, beat in zip(work.running, beats, strict=True):
+        for child, beat in zip(training, beats, strict=True):
             share = f"{100 * beat['step'] / beat['steps']:.0f} %" if beat else "starting"
             shown = "".join(f" {k} {v}" for k, v in beat.get("shown", {}).items())
             parts.append(f"{cell(child.config)} seed {child.config['seed']} {share}{shown}")
+        pending = [job.config for job in work.running if job not in training]
+        if pending:
+            parts.append(f"{len(pending)} in the queue")
         if work.others:
             parts.append(f"{len(work.others)} by another sweep")
         if work.failed:
             parts.append(f"{len(work.failed)} failed")
-        if seconds := time_left(work.running, beats, list(work.waiting), work.times):
+        if seconds := time_left(training, beats, [*work.waiting, *pending], work.times):
             parts.append(f"about {max(1, round(seconds / 60))} min left")
         text = " | ".join(parts)
         if self.live:
@@ -372,7 +424,7 @@ class Status:
 
 
 def time_left(
-    running: list[Child], beats: list[dict], waiting: list[Config], times: dict[str, list[float]]
+    running: list[Any], beats: list[dict], waiting: list[Config], times: dict[str, list[float]]
 ) -> float | None:
     """Seconds until the last run ends, from the runs of the same cell so far; None until every cell has been seen."""
     left, known = 0.0, {name: sum(seconds) / len(seconds) for name, seconds in times.items()}
@@ -391,10 +443,21 @@ def time_left(
 def parse(arguments: list[str]) -> tuple[Selection, str | None]:
     """What is asked for, and the budget in minutes."""
     about = "Run what is missing of a hypothesis, then judge it and write its report."
-    parser = selection.parser("sweep", about, " [BUDGET=minutes]")
+    parser = selection.parser("sweep", about, " [BUDGET=minutes] [LAUNCHER=slurm]")
     parser.add_argument("--budget", help="minutes; a sweep that would take longer is not begun")
+    parser.add_argument("--launcher", default="local", help="local (default), or slurm: the runs are jobs of a cluster")
     given = parser.parse_intermixed_args(arguments)
-    return selection.read(given), given.budget
+    asked = dataclasses.replace(selection.read(given), launcher=given.launcher)
+    if asked.launcher not in LAUNCHERS:
+        raise UserError(f"LAUNCHER={asked.launcher}: choose one of {', '.join(LAUNCHERS)}, or leave it out")
+    cluster = [o for o in asked.overrides if o.split("=")[0].split(".")[0] == "cluster"]
+    if cluster and asked.launcher == "local":
+        raise UserError(f"{cluster[0]}: it is about jobs of a cluster: add LAUNCHER=slurm, or leave it out")
+    if given.budget is not None and asked.launcher != "local":
+        raise UserError(
+            f"BUDGET={given.budget}: minutes are known of this machine alone: leave it out, and see cluster.time"
+        )
+    return asked, given.budget
 
 
 def main(arguments: list[str] | None = None) -> int:

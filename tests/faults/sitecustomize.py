@@ -27,6 +27,8 @@ if "FAULT" in os.environ and "hypotheses.run" in " ".join(sys.orig_argv):
                 os.kill(os.getpid(), getattr(signal, kind))
             elif kind == "hang":
                 time.sleep(10_000)
+            elif kind.startswith("pause"):
+                time.sleep(float(kind.removeprefix("pause")))
             elif kind == "memory":
                 import torch
 

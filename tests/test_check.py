@@ -1204,3 +1204,45 @@ def test_findings_are_in_order():
         ["note cmyk", " a"],
         ["note cmyk", " b"],
     ]
+
+
+# ---- a part of a set -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["coco", "ade20k"])
+def test_a_scale_may_take_a_fixed_part_of_the_training_images(task, good, tmp_path, paths, capsys):
+    """The same for every arm and seed; what is listed is what is trained on."""
+    few = [f"task={task}", *dense_words(task), f"paths.{task}={good / task}", *paths, "recipe.data.train_images=3"]
+    taken = []
+    for more in (["seed=0"], ["seed=5", "backbone=mambaout_atto_ssm"]):
+        config = compose([*few, *more])
+        job = tasks.load(task).build(tasks.Run(config, data.prepare(config), tmp_path))
+        dataset = job.runner.train_dataloader.dataset
+        taken.append(sorted(Path(dataset.get_data_info(i)["img_path"]).name for i in range(len(dataset))))
+        folder = good / task / ("val2017" if task == "coco" else "images/validation")
+        assert len(job.runner.val_dataloader.dataset) == len(list(folder.iterdir()))
+    assert taken[0] == taken[1] and 2 <= len(taken[0]) <= 3  # COCO's without an annotation is not trained on
+    assert front.main(["subset", *few]) == 0
+    listed = capsys.readouterr().out.split()
+    assert len(listed) == 3 and set(taken[0]) <= set(listed)
+    with pytest.raises(UserError, match=r"recipe\.data\.train_images=1000: there are \d+; give that many at most"):
+        front.main(["subset", *few[:-1], "recipe.data.train_images=1000"])
+
+
+def test_the_part_depends_on_names_alone():
+    names = [f"{number:012d}.jpg" for number in range(1000)]
+    first = layouts.chosen(names, 100)
+    assert len(first) == 100 and layouts.chosen(names[::-1], 100) == first
+    assert first <= layouts.chosen(names, 200)  # a larger part holds the smaller
+    assert 40 <= len(first & set(names[:500])) <= 60
+
+
+def test_the_pilot_takes_a_tenth_and_a_fifth():
+    for task, number in (
+        ("coco", round(sets.COUNTS["coco"]["train"] / 10)),
+        ("ade20k", sets.COUNTS["ade20k"]["train"] // 5),
+    ):
+        assert (
+            compose([f"task={task}", "scale=pilot", "backbone=mambaout_femto"])["recipe"]["data"]["train_images"]
+            == number
+        )

@@ -419,7 +419,7 @@ def test_what_does_not_fit_is_an_error_that_names_it(task, overrides, message, p
         ),
         (["task=ade20k", "recipe.drop_path=1.5"], "recipe.drop_path=1.5: give a number from 0 and below 1"),
         (["task=ade20k", "recipe.schedule.warmup_steps=100000"], "give fewer than steps="),
-        (["task=coco", "scale=pilot"], "task=coco has no scale=pilot: choose one of demo, paper, smoke"),
+        (["task=coco", "~recipe"], "task=coco has no scale=demo: choose one of demo, paper, pilot, smoke"),
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_is_read(overrides, message):

@@ -67,11 +67,6 @@ def test_what_is_registered():
             "scales: [dmo]",
             r"positive_control\.scales: no scale 'dmo'; did you mean demo\?",
         ),
-        (
-            "{task: recall, metric: top1_percent, scales: [demo, pilot, paper]",
-            "{task: ade20k, metric: miou_percent, scales: [pilot]",
-            r"positive_control\.scales: conf/recipe/ade20k_pilot\.yaml is missing",
-        ),
         ("seeds: 3", "seeds: 6", r"positive_control\.seeds: give a number from 1 to that of the first look, 5"),
         ("solved: 60.0", "solved: 20.0", r"positive_control: give an unsolved below solved"),
         ("seeds: 3, ", "", r"key positive_control\.seeds is missing"),
@@ -84,6 +79,14 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
     assert old in TEXT
     with pytest.raises(UserError, match=message):
         parse(tmp_path, TEXT.replace(old, new, 1))
+
+
+def test_a_positive_control_without_a_recipe_is_named(tmp_path, monkeypatch):
+    shutil.copytree(experiment.CONF, tmp_path / "conf")
+    (tmp_path / "conf/recipe/recall_pilot.yaml").unlink()
+    monkeypatch.setattr(experiment, "CONF", tmp_path / "conf")
+    with pytest.raises(UserError, match=r"positive_control\.scales: conf/recipe/recall_pilot\.yaml is missing"):
+        parse(tmp_path, TEXT)
 
 
 def test_an_unknown_hypothesis_is_refused():

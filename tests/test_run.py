@@ -115,7 +115,7 @@ def test_from_the_command_line_with_a_bar(paths, command):
         (["backbone=mambaout_smal"], "no backbone 'mambaout_smal'; did you mean mambaout_small?"),
         (["scale=huge"], "no scale 'huge'. Choose from: demo, paper, pilot, smoke"),
         (["task=coco", "scale=paper", "pretrained=none", "paths.coco=/nowhere"], "no /nowhere/train2017: expected in"),
-        (["task=ade20k", "scale=pilot"], "task=ade20k has no scale=pilot: choose one of demo, paper, smoke"),
+        (["task=ade20k", "scale=pilots"], "no scale 'pilots'; did you mean pilot?"),
         (["bakbone=vit_tiny"], "no key 'bakbone'; did you mean backbone?"),
         (["recipe.epoch=3"], "no key 'recipe.epoch'; did you mean epochs?"),
         (["recipe.batch_size=0"], "recipe.batch_size=0: give a number from 1"),

@@ -315,6 +315,14 @@ def resolve(cfg: Any) -> Config:
         for split in ("train_images", "val_images"):
             if not isinstance(recipe["data"].get(split), int) or recipe["data"][split] < 1:
                 raise UserError(f"recipe.data.{split}={recipe['data'].get(split)}: say how many scenes, from 1")
+    if recipe["data"].get("source") in ("coco", "ade20k"):
+        number = recipe["data"].get("train_images")
+        if number is not None and (type(number) is not int or number < 1):
+            raise UserError(
+                f"recipe.data.train_images={number}: say of how many training images, from 1, or null for all"
+            )
+        if odd := sorted(recipe["data"].keys() - {"source", "train_images"}):
+            raise UserError(f"recipe.data.{odd[0]}: no such key{nearest(odd[0], ('source', 'train_images'))}")
     if recipe["data"].get("source") not in SOURCES[task]:
         raise UserError(
             f"recipe.data.source={recipe['data'].get('source')}: choose one of {', '.join(SOURCES[task])} for task={task}"

@@ -2,19 +2,22 @@
 
     python -m hypotheses.data check task=coco [paths.coco=FOLDER] [scale=paper ...]     # exit code 2 where there are errors
     python -m hypotheses.data quarantine task=coco [...]     # files that can be left out one by one: results/quarantine/coco.json
+    python -m hypotheses.data subset task=coco scale=pilot   # the training images that a scale takes, a name a line
 
 The options are those of a run, at paper scale unless another one is named.
 """
 
+import json
 import sys
+from pathlib import Path
 
 from hypotheses.config import Config, compose
-from hypotheses.data import preflight, quarantine
+from hypotheses.data import layouts, preflight, quarantine, sources
 from hypotheses.data.preflight.findings import Finding, grouped
 from hypotheses.errors import UserError, command, nearest
 from hypotheses.run import check_space
 
-VERBS = ("check", "quarantine")
+VERBS = ("check", "quarantine", "subset")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"no command '{verb}'{nearest(verb, VERBS)}")
     if not any(word.startswith(("scale=", "mode=")) for word in overrides):
         overrides = [*overrides, "scale=paper"]
-    return check(compose(overrides)) if verb == "check" else write_list(compose(overrides))
+    work = {"check": check, "quarantine": write_list, "subset": list_subset}[verb]
+    return work(compose(overrides))
 
 
 def check(config: Config) -> int:
@@ -57,6 +61,27 @@ def write_list(config: Config) -> int:
         print(f"taken off the list: {name}")
     print(f"{preflight.amount(len(files), 'file')} in quarantine: {quarantine.path(config)}")
     return 2 if any(not finding.single for finding in result.errors) else 0
+
+
+def list_subset(config: Config) -> int:
+    """Print the names of the images, or for ImageNet the classes, that are trained on; the exit code."""
+    data, root = config["recipe"]["data"], Path(config["paths"].get(config["recipe"]["data"]["source"], ""))
+    if data["source"] == "imagenet" and data["classes"]:
+        names = sources.wanted(data["classes"])
+    elif data["source"] in ("coco", "ade20k") and data.get("train_images"):
+        layouts.check(data["source"], root, training=True)
+        folder = layouts.COCO["train"][1] if data["source"] == "coco" else f"images/{layouts.ADE20K['train']}"
+        if data["source"] == "coco":
+            images = json.loads((root / layouts.COCO["train"][0]).read_bytes())["images"]
+            there = [image["file_name"] for image in images]
+        else:
+            there = [file.name for file in layouts.list_files(data["source"], root, folder, ".jpg")]
+        out = quarantine.read(config)
+        names = [name for name in sorted(layouts.chosen(there, data["train_images"])) if f"{folder}/{name}" not in out]
+    else:
+        raise UserError(f"scale={config['scale']['name']}: task={config['task']['name']} takes all that there is there")
+    print(*names, sep="\n")
+    return 0
 
 
 def show(result: preflight.Result, findings: list[Finding]) -> None:

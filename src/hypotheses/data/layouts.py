@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hypotheses.data import folder
@@ -52,6 +52,14 @@ def check(source: str, root: Path, training: bool, left_out: Collection[str] = (
             add(digest, images)
             add(digest, masks)
     return digest.hexdigest()
+
+
+def chosen(names: Iterable[str], number: int) -> set[str]:
+    """A fixed part of a set: the `number` names whose hash comes first, whatever their order. Raises UserError where there are fewer."""
+    ranked = sorted(names, key=lambda name: hashlib.sha256(f"pilot/{name}".encode()).digest())
+    if len(ranked) < number:
+        raise UserError(f"recipe.data.train_images={number}: there are {len(ranked)}; give that many at most")
+    return set(ranked[:number])
 
 
 def list_files(

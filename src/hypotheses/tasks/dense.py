@@ -32,6 +32,8 @@ from torch.nn import functional as F
 from hypotheses import stopping
 from hypotheses.backbones import weights
 from hypotheses.config import Config
+from hypotheses.data import PUBLISHED
+from hypotheses.data.layouts import chosen
 from hypotheses.errors import UserError
 from hypotheses.metrics import ours
 from hypotheses.progress import Progress
@@ -116,6 +118,8 @@ def build(run: Run, setup: Setup) -> Job:
         loader.dataset.seed = config["seed"]
         loader.dataset.left_out = [str(run.images.root / name) for name in run.images.left_out]  # type: ignore[operator]
         loader.batch_size = 1
+    if recipe["data"]["source"] in PUBLISHED:
+        cfg.train_dataloader.dataset.subset = recipe["data"].get("train_images")
     cfg.train_dataloader.batch_size = share.images * share.passes
     cfg.train_dataloader.sampler |= {"batch": recipe["batch_size"], "endless": not setup.batches}
     cfg.train_cfg.type = "EpochLoop" if setup.batches else "StepLoop"
@@ -357,15 +361,18 @@ class KeyedSampler(EpochSampler):
 
 
 class Keyed:
-    """A data set of mmengine without the files in quarantine, whose augmentation is a function of (seed, epoch, image): a mixin in
+    """A data set of mmengine, or a `subset` of so many images, without the files in quarantine, whose augmentation is a function of (seed, epoch, image): a mixin in
     front of its class."""
 
-    def __init__(self, *args: Any, seed: int, left_out: Sequence[str] = (), **kwargs: Any):
-        self.seed, self.left_out = seed, frozenset(left_out)
+    def __init__(self, *args: Any, seed: int, left_out: Sequence[str] = (), subset: int | None = None, **kwargs: Any):
+        self.seed, self.left_out, self.subset = seed, frozenset(left_out), subset
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[Any]:
         found = super().load_data_list()  # type: ignore[misc]
+        if self.subset:
+            names = chosen([Path(one["img_path"]).name for one in found], self.subset)
+            found = [one for one in found if Path(one["img_path"]).name in names]
         return [one for one in found if not self.left_out & {one["img_path"], one["seg_map_path"]}]
 
     def __getitem__(self, key: int) -> Any:

@@ -23,6 +23,7 @@ from hypotheses import data, experiment, pretrained, selection, standing
 from hypotheses.config import Config, compose, is_dense
 from hypotheses.cost import amount, columns
 from hypotheses.errors import UserError, command
+from hypotheses.estimate import Estimate
 from hypotheses.selection import Selection
 from hypotheses.standing import CONFLICT, RECORDED, RUNNING, STALE, Standing
 from hypotheses.sweep import Slot, make_slots
@@ -54,11 +55,22 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """An arm on a task whose time is not known here, as it would be on a GPU: `runs` that have no record."""
+
+    task: str
+    arm: str
+    runs: int
+    estimate: Estimate
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     asked: Selection
     runs: list[Standing]
     cells: list[Cell]
     slots: int
+    elsewhere: "list[Elsewhere]"
 
     @property
     def minutes(self) -> float | None:
@@ -112,7 +124,23 @@ def make(asked: Selection, measure: bool = True) -> Plan:
         elif measure:
             to_measure.append((name, group[0].config))
     known |= measured(to_measure, slots, asked.overrides)
-    return Plan(asked, runs, [cell(group, known.get(name), asked.stale) for name, group in groups.items()], len(slots))
+    cells = [cell(group, known.get(name), asked.stale) for name, group in groups.items()]
+    return Plan(asked, runs, cells, len(slots), elsewhere(groups, known, asked))
+
+
+def elsewhere(groups: dict[str, list[Standing]], known: dict[str, Any], asked: Selection) -> list[Elsewhere]:
+    """Of the arms that nothing is known of here, at a scale that is for GPUs."""
+    if asked.scale not in ("pilot", "paper"):
+        return []
+    from hypotheses import estimate
+
+    found = []
+    for name, group in groups.items():
+        missing = [run for run in group if action(run, asked.stale) not in ("reuse", "ask")]
+        if missing and known.get(name, {}).get("seconds") is None:
+            task, arm = (group[0].config[part]["name"] for part in ("task", "backbone"))
+            found.append(Elsewhere(task, arm, len(missing), estimate.of_run(group[0].config)))
+    return found
 
 
 def cell(group: list[Standing], known: dict[str, Any] | None, stale: str | None) -> Cell:
@@ -285,6 +313,7 @@ def table(plan: Plan) -> str:
         )
     sources = [row.pop() for row in body]
     lines += [f"{line}  {source}" for line, source in zip(pad(columns(body)), sources, strict=True)]
+    lines += on_gpus(plan.elsewhere)
     minutes = "cannot be said" if plan.minutes is None else f"about {plan.minutes:.0f} minutes"
     lines += [
         "",
@@ -296,6 +325,42 @@ def table(plan: Plan) -> str:
         "         A sham that a win of the larger arm would ask for comes on top",
     ]
     return "\n".join(lines)
+
+
+def on_gpus(found: list[Elsewhere]) -> list[str]:
+    """The estimate for GPUs that are not here, with what it assumes."""
+    if not found:
+        return []
+    from hypotheses import estimate
+
+    body = [
+        [
+            "on GPUs that are not here, estimated",
+            "runs",
+            "images",
+            "memory",
+            "most",
+            *(f"{name} hours a run" for name in estimate.GPUS),
+        ]
+    ]
+    for one in found:
+        e = one.estimate
+        at_a_time = f"{e.images}" + (f" x {e.passes}" if e.passes > 1 else "")
+        hours = [f"{value:.3g}" for value in e.hours.values()]
+        body.append([f"{one.task} {one.arm}", f"{one.runs}", at_a_time, size(e.memory), f"{e.most}", *hours])
+    whole = {name: sum(one.runs * one.estimate.hours[name] for one in found) for name in estimate.GPUS}
+    lines = [
+        "",
+        *columns(body),
+        "",
+        "  all of them: " + ", ".join(f"{value:,.0f} {name} hours" for name, value in whole.items()),
+    ]
+    if tight := [one for one in found if one.estimate.images > one.estimate.most]:
+        least = min(one.estimate.most for one in tight)
+        lines.append(
+            f"  {tight[0].task} {tight[0].arm} does not fit: add ARGS=hardware.max_batch_per_device={max(1, least)}, or recipe.gradient_checkpointing=true"
+        )
+    return [*lines, "", *(f"  {line}" for line in estimate.about())]
 
 
 def pad(lines: list[str]) -> list[str]:
@@ -314,6 +379,7 @@ def as_json(plan: Plan) -> str:
     ]
     cells = [dataclasses.asdict(found) for found in plan.cells]
     whole = {"minutes": plan.minutes, "disk_bytes": plan.disk_bytes, "slots": plan.slots}
+    whole["elsewhere"] = [dataclasses.asdict(one) for one in plan.elsewhere]
     return json.dumps({"runs": runs, "cells": cells, **whole}, indent=1)
 
 

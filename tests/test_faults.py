@@ -438,6 +438,7 @@ def test_only_what_an_attempt_has_printed_itself_says_how_it_failed(tmp_path):
     assert failures.tail(log, 3) == ["error: no disk space: 4 MB free", "Traceback", "KeyError: 'x'"]
 
 
+@pytest.mark.slow
 def test_runs_that_were_interrupted_under_other_code_wait_for_the_user_s_word(small, tmp_path, monkeypatch):
     monkeypatch.setattr(failures, "RETRIES", failures.RETRIES | {"killed": 0})
     assert small("SIGKILL")[0] == 1
@@ -454,6 +455,7 @@ def test_runs_that_were_interrupted_under_other_code_wait_for_the_user_s_word(sm
     assert code == 0 and "1 to run, 1 of them from a checkpoint" in shown
 
 
+@pytest.mark.slow
 def test_what_another_sweep_has_recorded_with_other_code_is_not_taken(small, tmp_path, monkeypatch):
     """It appears while this one works."""
     assert small()[0] == 0
@@ -602,6 +604,7 @@ def test_an_image_that_cannot_be_read_in_the_middle_of_an_epoch(task, tmp_path, 
     assert made and made["provenance"]["attempts"][1]["step"] >= 3
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_back_changes_nothing(small, tmp_path, monkeypatch):
     """Each run sees the time of day jump back by a day at its second step; heartbeats, claims and minutes go by other clocks."""
     code, shown = small("clock")

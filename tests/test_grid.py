@@ -50,7 +50,9 @@ def made(folder: Path, arm: str, seed: int = 0) -> Any:
     return compose([f"backbone={arm}", f"seed={seed}", *PLAIN, *inside(folder)])
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["basic", *(pytest.param(n, marks=pytest.mark.slow) for n in ("joblib", "submitit_local"))]
+)
 def test_a_grid_leaves_the_records_of_single_runs(launcher, grid, single, tmp_path):
     done = grid(launcher, f"backbone={','.join(ARMS)}")
     assert done.returncode == 0, done.stdout + done.stderr

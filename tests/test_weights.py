@@ -31,6 +31,7 @@ from hypotheses.backbones import weights
 from hypotheses.config import compose
 from hypotheses.errors import UserError
 from hypotheses.run import evaluate, run
+from hypotheses.tasks import images
 
 SIZES = [(224, 224), (192, 256)]
 VARIANTS = [

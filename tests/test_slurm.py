@@ -24,6 +24,7 @@ from hypotheses.errors import UserError
 from hypotheses.selection import Selection
 from test_resume import left, same, went_on
 
+pytestmark = pytest.mark.xdist_group("slurm")  # one cluster for all of them
 DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
 ARM, OTHER = "mambaout_atto_identity", "mambaout_atto"
 

@@ -3,8 +3,8 @@
 Which images a batch holds, and how each is cropped, flipped and recoloured, are functions of (seed, epoch, image) alone: never of the
 workers or of what else the process has drawn. So the arms of a seed see the same images.
 
-The recipe's augmentation is timm's, by timm's own code, in another order of work: the file is decoded and its crop resized as a
-tensor of uint8, and an image stays uint8 until it is in a batch on the device. There `erase` and the normalisation follow.
+The recipe's augmentation is timm's, draw for draw, in another order of work: the file is decoded and its crop resized as a tensor of
+uint8, turned and sheared by OpenCV, and an image stays uint8 until it is in a batch on the device, where it is normalised and erased.
 
 B batch; H, W pixels.
 """

@@ -16,7 +16,6 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -30,8 +29,6 @@ from hypotheses.data import index_folder, sources
 from hypotheses.errors import UserError
 from hypotheses.tasks import Run
 from hypotheses.tasks.common import EpochSampler, Key, keyed_random, workers
-
-cv2.setNumThreads(0)  # the processes that load data are as many as there are cores already
 
 
 class ImageDataset(Dataset):
@@ -125,6 +122,9 @@ def dataset(run: Run, split: str) -> Dataset:
 
 def augmentation(recipe: Config) -> Callable[[bytes, str], Tensor]:
     """timm's transform for training, draw for draw, but for what it does to floats: (content, name) of a file -> (H, W, 3) uint8."""
+    import cv2  # here, so that the demo does without its libraries of the system
+
+    cv2.setNumThreads(0)  # the processes that load data are as many as there are cores already
     crop, policy, _ = parts(recipe)
     first, *others = crop
 
@@ -206,6 +206,8 @@ def warp(
 ) -> Image.Image:
     """timm's shears, translations and rotations by OpenCV, which is several times as fast as PIL; its bicubic kernel is a little sharper.
     They were most of the work of the policy."""
+    import cv2
+
     asked = how["resample"]
     kind = random.choice(asked) if isinstance(asked, list | tuple) else asked
     a, b, c, d, e, f = matrix_of(image.width, image.height, amount)
@@ -218,6 +220,8 @@ def warp(
 
 def decode_quickly(content: bytes, name: str) -> np.ndarray:
     """`decode` as an array (H, W, 3) uint8. A JPEG is read by OpenCV, with the same library and to the same pixels, without PIL's copies."""
+    import cv2
+
     if content[:2] == b"\xff\xd8":
         how = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(content, np.uint8), how)

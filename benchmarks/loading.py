@@ -51,12 +51,12 @@ def write_photographs(root: Path, num: int) -> None:
 def seconds(batches: Iterable[Any], finish: Any) -> tuple[float, int]:
     """Of a pass without its first batch, and its images."""
     start, seen = 0.0, 0
-    for number, (inputs, _) in enumerate(batches):
-        finish(inputs)
+    for number, batch in enumerate(batches):
+        finish(batch)
         if number == 0:
             start = time.perf_counter()
         else:
-            seen += len(inputs)
+            seen += len(batch[0])
     return time.perf_counter() - start, seen
 
 
@@ -81,7 +81,6 @@ def main() -> None:
         batch = 64
         recipe["batch_size"] = batch
         module = imagenet.Classification(config, 1)
-        erase: Any = images.erasing(recipe)
         transform: Any = create_transform(
             recipe["image_size"], is_training=True, mean=recipe["mean"], std=recipe["std"], **recipe["augment"]
         )
@@ -89,9 +88,14 @@ def main() -> None:
             ImageFolder(root / "train", transform), batch, shuffle=True, drop_last=True, num_workers=asked.workers,
             persistent_workers=asked.workers > 0,
         )  # fmt: skip
+
+        def on_the_batch(batch: Any) -> None:
+            inputs = module.normalise(batch[0])
+            images.erase(inputs, module.eraser, [(0, 0, index) for index in batch[2].tolist()])
+
         loaders = {
-            "timm": (theirs, lambda inputs: inputs),
-            "ours": (images.loader(run, "train", batch), lambda inputs: erase(module.normalise(inputs))),
+            "timm": (theirs, lambda batch: batch[0]),
+            "ours": (images.loader(run, "train", batch), on_the_batch),
         }
         rates: dict[str, list[float]] = {name: [] for name in loaders}
         for number in range(asked.rounds + 1):

@@ -47,9 +47,9 @@ def agree(one, two, before):
     assert moved > 0 and (one - two).norm() < 1e-3 * moved, ((one - two).norm() / moved).item()
 
 
-def initial(paths, tmp_path, task):
+def initial(paths, tmp_path, task, backbone="mambaout_atto"):
     """The weights that every run begins with."""
-    config = compose([f"task={task}", *SMOKE, *CPU, *paths, *ALONE[task]])
+    config = compose([f"task={task}", f"backbone={backbone}", *SMOKE, *CPU, *paths, *ALONE[task]])
     job = tasks.load(task).build(tasks.Run(config, data.prepare(config), tmp_path))
     model = job.module.model if task == "imagenet" else job.runner.model
     if task != "imagenet":
@@ -70,10 +70,13 @@ def test_in_passes_as_at_once(task, paths, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("most", [512, 1])
 @pytest.mark.parametrize("task", ALONE)
-def test_by_two_processes_as_by_one(task, paths, tmp_path, command):
+def test_by_two_processes_as_by_one(task, most, paths, tmp_path, command):
+    """At once, and each in several passes."""
     whole, one = trained(paths, tmp_path, task, "one")
-    done = command("hypotheses.run", f"task={task}", *SMOKE, *TWO, *paths, *ALONE[task], "tag=two")
+    words = [*SMOKE, *TWO, *paths, *ALONE[task], f"hardware.max_batch_per_device={most}", "tag=two"]
+    done = command("hypotheses.run", f"task={task}", *words)
     assert done.returncode == 0, done.stderr
     two = record.read(next((tmp_path / "results").rglob("*+two/seed_0.json")))
     assert whole["identity"] == two["identity"] and two["provenance"]["attempts"][-1]["processes"] == 2
@@ -117,7 +120,7 @@ def test_a_compiled_backbone_trains_as_a_plain_one(task, backbone, paths, tmp_pa
     asked = [f"backbone={backbone}"]
     _, one = trained(paths, tmp_path, task, "plain", *asked)
     result, two = trained(paths, tmp_path, task, "compiled", *asked, "recipe.compile=true")
-    agree(one, two, initial(paths, tmp_path, task) if backbone == "mambaout_atto" else one * 0)
+    agree(one, two, initial(paths, tmp_path, task, backbone))
     assert result["config"]["recipe"]["compile"] is True
 
 

@@ -60,17 +60,19 @@ def test_the_augmentation_is_timms_draw_for_draw(photograph, recipe):
 
 
 def test_erasing_is_timms_on_a_batch(recipe):
-    erase = images.erasing(recipe)
-    assert (erase.probability, erase.per_pixel) == (0.25, True)
+    eraser = images.erasing(recipe)
+    assert (eraser.probability, eraser.per_pixel) == (0.25, True)
     module = imagenet.Classification(compose(["scale=paper", "backbone=mambaout_atto", "recipe.mix=null"]), 1)
     seen = []
     module.model = torch.nn.Sequential(Keep(seen), module.model)
     plain = torch.full((64, 3, 224, 224), 128, dtype=torch.uint8)
     for _ in range(2):
-        module.training_step((plain, torch.zeros(64, dtype=torch.long)), 0)
+        module.training_step((plain, torch.zeros(64, dtype=torch.long), torch.arange(64)), 0)
     changed = (seen[0] != module.normalise(plain)[:1]).any(dim=1).flatten(1).float().mean(dim=1)
     assert 6 <= (changed > 0).sum() <= 28 and changed[changed > 0].min() >= 0.02 and changed.max() <= 1 / 3
-    assert torch.equal(seen[0], seen[1])  # a function of the epoch and the pass
+    assert torch.equal(seen[0], seen[1])
+    module.training_step((plain[:16], torch.zeros(16, dtype=torch.long), torch.arange(48, 64)), 5)
+    assert torch.equal(seen[2], seen[0][48:])  # of seed, epoch and image, not of the batch or the pass that it is in
 
 
 class Keep(torch.nn.Module):

@@ -1,6 +1,7 @@
 """ImageNet's layouts: the same images from folders, tar shards and tables give the same training."""
 
 import io
+import os
 import tarfile
 
 import datasets
@@ -165,7 +166,7 @@ def break_shard(root, how):
     [
         ("cut", r"train-0001.tar cannot be read as a tar file of images \(.*\): mend or replace it"),
         ("no tar", r"train-0001.tar cannot be read as a tar file of images"),
-        ("no label", r"train-0001.tar: 1 samples have only one of an image and a .cls file, /a first"),
+        ("no label", r"train-0001.tar: 1 samples have not both an image \(.*\) and a .cls file, a first"),
         ("odd label", r"train-0001.tar cannot be read as a tar file of images \(invalid literal"),
     ],
 )
@@ -237,3 +238,83 @@ def test_a_shard_that_cannot_be_read_is_a_finding_of_the_check(shards, paths, ca
         "error packed: train: " in shown and "imagenet-train-0001.tar cannot be read as a tar file of images" in shown
     )
     assert "error packed: val: " in shown and "none with val or validation in its name" in shown
+
+
+def test_a_packed_file_is_looked_at_again_when_it_changes_and_let_go_when_it_is_mended(shards, paths, capsys):
+    """Whatever the times of the other files are; a broken image that was left out comes back."""
+    file, words = shards / "imagenet-train-0001.tar", overrides(paths, shards)
+    old = file.read_bytes()
+    os.utime(file, (1e9, 1e9))  # older than all others
+    assert not preflight.check(compose(words)).errors
+    whole = sources.load(shards, "train", CLASSES, shards.parent / "index")
+    _, offset, size = whole.places[7]  # type: ignore[attr-defined]
+    file.write_bytes(old[: offset + 150] + bytes(size - 150) + old[offset + size :])
+    os.utime(file, (1.1e9, 1.1e9))
+    assert len(preflight.check(compose(words)).errors) == 1
+    assert front.main(["quarantine", *words]) == 0
+    assert len(data.prepare(compose(words)).left_out) == 1
+    file.write_bytes(old)
+    os.utime(file, (1.2e9, 1.2e9))
+    assert "mended" in {f.kind for f in preflight.check(compose(words)).findings}
+    assert front.main(["quarantine", *words]) == 0 and data.prepare(compose(words)).left_out == ()
+    assert "taken off the list: imagenet-train-0001.tar:" in capsys.readouterr().out
+
+
+def test_other_labels_in_files_of_the_same_size_are_other_data(shards, tmp_path):
+    def fingerprint():
+        return sources.check(shards, 2, None, ("train", "val"), tmp_path / "index")[1]
+
+    before, file = fingerprint(), shards / "imagenet-train-0002.tar"
+    size = file.stat().st_size
+    with tarfile.open(file, "r:") as tar:
+        place = next(member.offset_data for member in tar if member.name.endswith(".cls"))
+    content = bytearray(file.read_bytes())
+    content[place] = ord("0") if content[place] == ord("1") else ord("1")
+    file.write_bytes(content)
+    assert file.stat().st_size == size and fingerprint() != before
+
+
+def test_archives_beside_the_folders_are_not_looked_at(folders, tmp_path):
+    (folders / "ILSVRC2012_img_train.tar").write_bytes(b"as it was downloaded")
+    (folders / "train" / "n01.tar").write_bytes(b"")
+    assert sources.layout(folders) == "folders"
+    assert len(sources.load(folders, "train", CLASSES, tmp_path).labels) == 12
+
+
+def test_no_more_files_are_open_than_are_read(shards, tmp_path):
+    source = sources.load(shards, "train", CLASSES, tmp_path / "index")
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(len(source.labels)):
+        source.read(number)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ({"a.jpg": b"x", "a.cls": b"-1"}, "has images of label -1"),
+        ({"a.jpg": b"x", "a.png": b"y", "a.cls": b"0"}, "the sample a is in it twice, or with two images"),
+        (
+            {"a.jpg": b"x", "a.cls": b"0", "b.bmp": b"y"},
+            r"1 samples have not both an image \(.*\) and a .cls file, b first",
+        ),
+    ],
+)
+def test_nothing_in_a_shard_is_passed_over(tmp_path, members, said):
+    with tarfile.open(tmp_path / "x-train-0.tar", "w") as tar:
+        for name, content in members.items():
+            add(tar, name, content)
+    with pytest.raises(UserError, match=said):
+        sources.load(tmp_path, "train", CLASSES, tmp_path / "index")
+
+
+def test_a_passing_failure_is_not_kept(shards, paths, monkeypatch):
+    config = compose(overrides(paths, shards))
+
+    def fail(*_, **__):
+        raise UserError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "load", fail)
+        assert "packed" in {f.kind for f in preflight.check(config).findings}
+    assert "packed" not in {f.kind for f in preflight.check(config).findings}

@@ -317,7 +317,9 @@ def resolve(cfg: Any) -> Config:
                 raise UserError(f"recipe.data.{split}={recipe['data'].get(split)}: say how many scenes, from 1")
     if recipe["data"].get("source") in ("coco", "ade20k"):
         number = recipe["data"].get("train_images")
-        if number is not None and (type(number) is not int or number < 1):
+        if number is None:
+            recipe["data"].pop("train_images", None)  # as with the switches
+        elif type(number) is not int or number < 1:
             raise UserError(
                 f"recipe.data.train_images={number}: say of how many training images, from 1, or null for all"
             )
@@ -345,6 +347,10 @@ def check_dense(task: str, recipe: Config) -> None:
     if task == "coco" and not all(0 < m < recipe["epochs"] for m in recipe["schedule"]["milestones"]):
         raise UserError(
             f"recipe.schedule.milestones={recipe['schedule']['milestones']}: give epochs below epochs={recipe['epochs']}"
+        )
+    if recipe.get("compile") and recipe["data"].get("source") == "coco":
+        raise UserError(
+            "recipe.compile=true: COCO's images have too many sizes to compile the network for each; leave it out"
         )
     if task == "ade20k":
         warmup = recipe["schedule"]["warmup_steps"]

@@ -143,11 +143,11 @@ def about() -> list[str]:
     """What is assumed, and how far it is off."""
     found = rates()
     return [
-        f"hours   an A100 is taken to do {found['conv'] / 1e12:.1f} T MACs a second in training ({found['ssm'] / 1e12:.1f} T with a scan), three times those of "
-        "a forward pass a",
-        f"        step: the geometric mean of {found['rows']} published throughputs, which miss it by a factor of {found['spread']:.1f} at most (of scans one is known, on another",
-        "        GPU, so a factor of 2 and more); an H100 is taken to be 1.6 times as fast, the ratio of their memories' bandwidths. No run on a GPU was measured here",
-        "memory  of a GPU: what autograd keeps of its images at a time (half of it in mixed precision), 16 bytes a parameter, and 1 GiB; measured "
-        "on a CPU it is off by",
-        "        a third at most (tests/test_estimate.py); a detector's depends on its objects too. most: images at a time that fit into 80 GB",
+        f"hours   an A100 is taken to do {found['conv'] / 1e12:.1f} T MACs a second in training ({found['ssm'] / 1e12:.1f} T in a backbone with a scan), and a step to cost",
+        f"        three times a forward pass: the geometric mean of {found['rows']:.0f} published throughputs in full precision, which miss it by a factor of",
+        f"        {found['spread']:.1f} at most; of scans one is known, on another GPU, so a factor of 2 and more. An H100 is taken to be {GPUS['H100'].bandwidth / GPUS['A100'].bandwidth:.1f} times as",
+        "        fast, the ratio of their memories' bandwidths. The time to load data and classes of unequal size are not in it; no run on a GPU was measured here",
+        "memory  of a GPU: what autograd keeps of its images at a time (half of it in mixed precision), 16 bytes a parameter, and 1 GiB; measured",
+        "        on a CPU it is off by a third at most (tests/test_estimate.py); a detector's depends on its objects too",
+        "most    images at a time that fit into 80 GB",
     ]

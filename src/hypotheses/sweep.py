@@ -359,7 +359,8 @@ def make_slots(config: Config, jobs: int | None) -> list[Slot]:
         return [Slot(0, {}, [])]
     if gpus := visible_gpus() if hardware["accelerator"] != "cpu" else []:
         return [Slot(i, {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}, []) for i in range(jobs or len(gpus))]
-    cores = int(os.environ.get("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    cores = min(cores, int(os.environ.get("SLURM_CPUS_ON_NODE") or cores))
     number = jobs or cores
     threads = hardware["threads"] or max(1, cores // number)
     return [Slot(i, {"OMP_NUM_THREADS": str(threads)}, [f"hardware.threads={threads}"]) for i in range(number)]

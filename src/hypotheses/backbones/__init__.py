@@ -88,7 +88,16 @@ def compute_as(network: nn.Module, recipe: Mapping[str, Any]) -> None:
             if isinstance(block, GatedCNNBlock | Block):
                 block.forward = functools.partial(again_in_backward, block, block.forward)
     if recipe.get("compile"):
-        network.compile(dynamic=False)  # for each size of images by itself; for any size it fails in the scan
+        # for each size of images by itself (for any size it fails in the scan), so in training alone: validations have many
+        network.forward = functools.partial(
+            in_training, network, torch.compile(network.forward, dynamic=False), network.forward
+        )
+
+
+def in_training(
+    network: nn.Module, compiled: Callable[[Tensor], Any], plain: Callable[[Tensor], Any], image: Tensor
+) -> Any:
+    return (compiled if network.training else plain)(image)
 
 
 def again_in_backward(block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

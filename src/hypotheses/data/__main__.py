@@ -66,18 +66,19 @@ def write_list(config: Config) -> int:
 def list_subset(config: Config) -> int:
     """Print the names of the images, or for ImageNet the classes, that are trained on; the exit code."""
     data, root = config["recipe"]["data"], Path(config["paths"].get(config["recipe"]["data"]["source"], ""))
+    out = quarantine.read(config)
     if data["source"] == "imagenet" and data["classes"]:
         names = sources.wanted(data["classes"])
     elif data["source"] in ("coco", "ade20k") and data.get("train_images"):
-        layouts.check(data["source"], root, training=True)
-        folder = layouts.COCO["train"][1] if data["source"] == "coco" else f"images/{layouts.ADE20K['train']}"
+        layouts.check(data["source"], root, True, out)
         if data["source"] == "coco":
-            images = json.loads((root / layouts.COCO["train"][0]).read_bytes())["images"]
-            there = [image["file_name"] for image in images]
+            file, folder = layouts.COCO["train"]
+            there = [image["file_name"] for image in json.loads((root / file).read_bytes())["images"]]
         else:
+            folder = f"images/{layouts.ADE20K['train']}"
             there = [file.name for file in layouts.list_files(data["source"], root, folder, ".jpg")]
-        out = quarantine.read(config)
-        names = [name for name in sorted(layouts.chosen(there, data["train_images"])) if f"{folder}/{name}" not in out]
+        gone = {Path(name).stem for name in out if name.split("/")[-2] == Path(folder).name}  # with a mask its image
+        names = [name for name in sorted(layouts.chosen(there, data["train_images"])) if Path(name).stem not in gone]
     else:
         raise UserError(f"scale={config['scale']['name']}: task={config['task']['name']} takes all that there is there")
     print(*names, sep="\n")

@@ -9,6 +9,7 @@ tables   Hugging Face's: train-*.parquet and val*-*.parquet, in one folder or in
 Each is read by number, so that the order of the images is ours whatever the layout. Nothing here decodes an image or imports torch.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -37,6 +38,9 @@ class Source(Protocol):
 
     def read(self, index: int) -> bytes: ...
     def name(self, index: int) -> str: ...
+    def state(self, index: int) -> tuple[int, int]:
+        """Two numbers that change with the file that an image is in: its size and time of change."""
+        ...
 
 
 class Folders:
@@ -46,10 +50,13 @@ class Folders:
         self.labels = np.array([label for _, label in samples], np.int64)
 
     def read(self, index: int) -> bytes:
-        return Path(self.name(index)).read_bytes()
+        return from_file(self.name(index))
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.paths[index])
+
+    def state(self, index: int) -> tuple[int, int]:
+        return state_of(Path(self.name(index)))
 
 
 class Shards:
@@ -57,27 +64,31 @@ class Shards:
 
     def __init__(self, files: Sequence[Path], places: np.ndarray, labels: np.ndarray):
         self.files, self.places, self.labels = list(files), places, labels
-        self.opened: dict[tuple[int, int], int] = {}  # descriptors, by the process that has opened them and the file
+        self.states = [state_of(file) for file in files]
 
     def keep(self, which: np.ndarray) -> None:
         self.places, self.labels = self.places[which], self.labels[which]
 
     def read(self, index: int) -> bytes:
-        number, offset, size = map(int, self.places[index])
-        if (key := (os.getpid(), number)) not in self.opened:
-            self.opened[key] = os.open(self.files[number], os.O_RDONLY)
-        return os.pread(self.opened[key], size, offset)
+        return from_shard(self.name(index))
 
     def name(self, index: int) -> str:
         number, offset, size = self.places[index]
         return f"{self.files[number]}:{offset}:{size}"
 
+    def state(self, index: int) -> tuple[int, int]:
+        return self.states[self.places[index, 0]]
+
 
 class Tables:
-    """Rows of a Hugging Face data set, mapped into memory; `rows` (images,) are those that are used."""
+    """Rows of a Hugging Face data set of those files, mapped into memory; `rows` (images,) are those that are used."""
 
-    def __init__(self, table: Any, where: Path, rows: np.ndarray, labels: np.ndarray):
+    def __init__(self, table: Any, where: Path, files: Sequence[Path], rows: np.ndarray, labels: np.ndarray):
         self.table, self.where, self.rows, self.labels = table, where, rows, labels
+        states = repr(
+            [(file.name, *state_of(file)) for file in files]
+        ).encode()  # a row's number depends on all of them
+        self.all_states = (len(files), int.from_bytes(hashlib.sha256(states).digest()[:7], "big"))
 
     def keep(self, which: np.ndarray) -> None:
         self.rows, self.labels = self.rows[which], self.labels[which]
@@ -88,12 +99,20 @@ class Tables:
     def name(self, index: int) -> str:
         return f"{self.where}:{self.rows[index]}"
 
+    def state(self, index: int) -> tuple[int, int]:
+        return self.all_states
+
 
 def reader(source: Source) -> Callable[[str], bytes]:
     """For other processes, which have not all of a source: an image's bytes by its name."""
     if isinstance(source, Tables):
         return functools.partial(from_table, source.table)
     return from_shard if isinstance(source, Shards) else from_file
+
+
+def state_of(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def from_file(name: str) -> bytes:
@@ -128,6 +147,9 @@ def files(root: Path, split: str, pattern: str) -> list[Path]:
 
 
 def layout(root: Path) -> str:
+    """ "folders" wherever there are any of classes, whatever archives lie beside them."""
+    if any(entry.is_dir() for split in WORDS if (root / split).is_dir() for entry in os.scandir(root / split)):
+        return "folders"
     if (root / "dataset_dict.json").is_file():
         return "saved tables"
     kinds = {".tar": "shards", ".parquet": "tables"}
@@ -160,6 +182,7 @@ def check(
             raise UserError(f"{root}, {split}: {problem}, but recipe.num_classes={num_classes}: set one to the other")
         for path in of_split(root, split, kind):
             digest.update(f"{split}/{path.name} {path.stat().st_size}\n".encode())
+        digest.update(source.labels.tobytes())  # which lie inside of the files
     return classes, digest.hexdigest()
 
 
@@ -209,7 +232,7 @@ def everything(root: Path, split: str, kind: str, classes: Sequence[str], cache:
         each = [index(file, cache) for file in found]
         places = np.concatenate([np.insert(part[:, :2], 0, n, axis=1) for n, part in enumerate(each)])
         labels = np.concatenate([part[:, 2] for part in each])
-        kept, labels = relabel(labels, classes)
+        kept, labels = relabel(checked(labels, root), classes)
         return Shards(found, places[kept], labels)
     table, where = read_tables(root, found, kind, cache), root / split
     if not {"image", "label"} <= set(table.column_names):
@@ -220,8 +243,16 @@ def everything(root: Path, split: str, kind: str, classes: Sequence[str], cache:
 
     labels = np.asarray(table.with_format("numpy")["label"], np.int64)
     table = table.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
-    kept, labels = relabel(labels, classes)
-    return Tables(table, where, kept, labels)
+    kept, labels = relabel(checked(labels, where), classes)
+    return Tables(table, where, found, kept, labels)
+
+
+def checked(labels: np.ndarray, where: Path) -> np.ndarray:
+    if labels.size and labels.min() < 0:
+        raise UserError(
+            f"{where} has images of label {labels.min()}, as sets without labels have: take a set with them"
+        )
+    return labels
 
 
 def relabel(labels: np.ndarray, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -247,26 +278,35 @@ def index(file: Path, cache: Path) -> np.ndarray:
         return np.load(kept)
     places: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
+    samples: list[tuple[str, str]] = []
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                base, _, ending = member.name.rpartition("/")[2].partition(".")
-                sample = member.name.rpartition("/")[0] + "/" + base
-                if ending.lower() in IMAGES:
+                if not member.isfile():
+                    continue
+                where, _, name = member.name.rpartition("/")
+                base, _, ending = name.partition(".")
+                sample = f"{where}/{base}".lstrip("/")
+                kind = "image" if ending.lower() in IMAGES else ending
+                samples.append((sample, kind))
+                if kind == "image":
                     places[sample] = (member.offset_data, member.size)
-                elif ending == "cls":
+                elif kind == "cls":
                     labels[sample] = int(tar.extractfile(member).read())  # type: ignore[union-attr]
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{file} cannot be read as a tar file of images ({error}): mend or replace it") from error
-    if odd := sorted(places.keys() ^ labels.keys()):
+    if odd := sorted({sample for sample, _ in samples} - (places.keys() & labels.keys())):
         raise UserError(
-            f"{file}: {len(odd)} samples have only one of an image and a .cls file, {odd[0]} first: mend or replace it"
+            f"{file}: {len(odd)} samples have not both an image ({', '.join(IMAGES)}) and a .cls file, {odd[0]} first: mend or replace it"
         )
+    if len(samples) != len(set(samples)):
+        twice = next(sample for sample, kind in samples if samples.count((sample, kind)) > 1)
+        raise UserError(f"{file}: the sample {twice} is in it twice, or with two images: mend or replace it")
     found = np.array([(*places[sample], labels[sample]) for sample in places], np.int64).reshape(-1, 3)
-    cache.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     np.save(content, found)
-    write_aside(kept, content.getvalue())
+    with contextlib.suppress(OSError):  # it is worked out again then
+        write_aside(kept, content.getvalue())
     return found
 
 

@@ -66,17 +66,22 @@ def keyed_random(*key: int) -> Iterator[None]:
     """Inside, the global generators of Python, NumPy and torch are functions of `key`; outside they are untouched, but in a process
     that loads data, where nothing else draws."""
     before = None if get_worker_info() else random_state()
+    seed_generators(*key)
+    try:
+        yield
+    finally:
+        if before:
+            restore_random_state(before)
+
+
+def seed_generators(*key: int) -> None:
+    """Make the global generators functions of `key`."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)
-    try:
-        yield
-    finally:
-        if before:
-            restore_random_state(before)
 
 
 @dataclasses.dataclass(frozen=True)

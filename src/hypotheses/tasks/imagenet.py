@@ -1,7 +1,7 @@
 """Image classification by Lightning: ImageNet in any of its layouts, and the demo's digits in one of them.
 
-Order and augmentation are functions of (seed, epoch, image) alone (images.py), erasing and mixing of (seed, epoch, pass, process): never
-of the workers or of what else the process has drawn. So the arms of a seed see the same images.
+Order and augmentation are functions of (seed, epoch, image) alone (images.py), mixing of (seed, epoch, pass, process): never of the
+workers or of what else the process has drawn. So the arms of a seed see the same images.
 
 B batch; H, W pixels. Images travel as uint8 and are normalised on the device.
 """
@@ -46,6 +46,7 @@ from hypotheses.tasks.common import (
 )
 
 MEAN = ("mean_value", "weight")  # what torchmetrics' MeanMetric is made of
+ERASING = 1  # in the key of an image's draws, beside those of its crop
 PICTURES, TILE = 10, 96  # how many validation images are shown of a run, and their height in pixels
 
 
@@ -215,7 +216,7 @@ class Classification(L.LightningModule):
         self.register_buffer("mean", torch.tensor(recipe["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(recipe["std"]).view(3, 1, 1), persistent=False)
         self.mix = mixup(recipe) if recipe["mix"] else None
-        self.erase = images.erasing(recipe)
+        self.eraser = images.erasing(recipe)
         self.top1 = MulticlassAccuracy(recipe["num_classes"], average="micro")
         self.top5 = MulticlassAccuracy(recipe["num_classes"], average="micro", top_k=min(5, recipe["num_classes"]))
         self.val_loss, self.train_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))  # NaN must show
@@ -235,15 +236,13 @@ class Classification(L.LightningModule):
         """That a validation judges: (B, num_classes)."""
         return self.model(batch)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Tensor:
         inputs, target = self.normalise(batch[0]), batch[1]
-        if self.erase or self.mix:
+        if self.eraser:
+            images.erase(inputs, self.eraser, [(self.seed, self.current_epoch, i, ERASING) for i in batch[2].tolist()])
+        if self.mix:
             with keyed_random(self.seed, self.current_epoch, batch_index, self.global_rank):
-                if self.erase:
-                    self.erase.device = inputs.device
-                    inputs = self.erase(inputs)
-                if self.mix:
-                    inputs, target = self.mix(inputs, target)
+                inputs, target = self.mix(inputs, target)
         smoothing = 0.0 if self.mix else self.recipe["label_smoothing"]  # mixing smooths the labels too
         loss = self.loss(inputs, target, smoothing)
         self.train_loss.update(loss.detach())
@@ -261,7 +260,7 @@ class Classification(L.LightningModule):
         self.val_loss.reset()
         self.seen.clear()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, ...], batch_index: int) -> None:
         logits = self.logits(self.normalise(batch[0]))
         self.top1.update(logits, batch[1])
         self.top5.update(logits, batch[1])

@@ -28,11 +28,11 @@ from hypotheses.config import Config
 from hypotheses.data import index_folder, sources
 from hypotheses.errors import UserError
 from hypotheses.tasks import Run
-from hypotheses.tasks.common import EpochSampler, Key, keyed_random, workers
+from hypotheses.tasks.common import EpochSampler, Key, keyed_random, seed_generators, workers
 
 
 class ImageDataset(Dataset):
-    """Images by (epoch, index), a batch at once: (B, 3, H, W) uint8 and their labels (B,)."""
+    """Images by (epoch, index), a batch at once: (B, 3, H, W) uint8, their labels (B,) and their indices (B,)."""
 
     def __init__(self, source: sources.Source, transform: Callable[[bytes, str], Tensor], seed: int):
         self.source, self.transform, self.seed = source, transform, seed
@@ -40,16 +40,16 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source.labels)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        """(H, W, 3) uint8, as files have it and PIL gives it, and its label."""
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
+        """(H, W, 3) uint8, as files have it and PIL gives it, its label and its index."""
         epoch, index = key
         with keyed_random(self.seed, epoch, index):
             image = self.transform(self.source.read(index), self.source.name(index))
-        return image, int(self.source.labels[index])
+        return image, int(self.source.labels[index]), index
 
-    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor]:
-        images, labels = default_collate([self[key] for key in keys])
-        return images.permute(0, 3, 1, 2), labels
+    def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor, Tensor]:
+        images, labels, indices = default_collate([self[key] for key in keys])
+        return images.permute(0, 3, 1, 2), labels, indices
 
     def picture(self, index: int) -> Image.Image:
         """An image as it lies in its file, for a person."""
@@ -169,10 +169,19 @@ def parts(recipe: Config) -> tuple[list[Any], list[Any], Any]:
 
 
 def erasing(recipe: Config) -> Any:
-    """timm's random erasing for normalised batches (B, 3, H, W), in place; None where the recipe has none."""
+    """timm's random erasing for normalised images; None where the recipe has none."""
     if not recipe["augment"] or recipe["in_memory"]:
         return None
     return parts(recipe)[2]
+
+
+def erase(batch: Tensor, eraser: Any, keys: list[tuple[int, ...]]) -> None:
+    """Erase in a normalised batch (B, 3, H, W), in place; each image's erasing is a function of its key."""
+    eraser.device = batch.device
+    with keyed_random():
+        for image, key in zip(batch, keys, strict=True):
+            seed_generators(*key)
+            eraser(image)
 
 
 def evaluation(recipe: Config) -> Callable[[bytes, str], Tensor]:
@@ -219,7 +228,7 @@ def warp(
 
 
 def decode_quickly(content: bytes, name: str) -> np.ndarray:
-    """`decode` as an array (H, W, 3) uint8. A JPEG is read by OpenCV, with the same library and to the same pixels, without PIL's copies."""
+    """`decode` as an array (H, W, 3) uint8. A JPEG is read by OpenCV, to the same pixels (of CMYK to within 1 of 255) and without PIL's copies."""
     import cv2
 
     if content[:2] == b"\xff\xd8":

@@ -74,7 +74,9 @@ def check(config: Config, speed: bool = False) -> Result:
         findings = [Finding(*one) for one in json.loads(kept)]
     else:
         findings = list(module.check(found))
-        if not any(finding.kind == "unreadable" for finding in findings):  # rights change without the file
+        if not any(
+            finding.kind in ("unreadable", "packed") for finding in findings
+        ):  # rights and disks change without the file
             found.cache.keep_set(name, digest, json.dumps([dataclasses.astuple(one) for one in findings]))
     findings = apart_from(quarantine.read(config) if published(config) else {}, findings, found)
     if speed and found.folders:  # of files of one image each
@@ -170,14 +172,14 @@ def apart_from(listed: dict[str, str], findings: list[Finding], found: DataSet) 
     for name, reason in listed.items():
         if name in wrong:
             kept.append(Finding("quarantined", name, f"is in quarantine ({reason})"))
-        elif looked_at(found, name) and name in found.files:
+        elif looked_at(found, name) and (name in found.files or name.startswith(tuple(found.packs))):
             kept.append(Finding("mended", name, f"is in quarantine ({reason}), and nothing is wrong with it now"))
     return kept
 
 
 def looked_at(found: DataSet, name: str) -> bool:
     """Whether the file of a list belongs to what was checked."""
-    return any(name.startswith(f"{folder}/") for folder in found.folders)
+    return name.startswith(tuple({f"{folder}/" for folder in found.folders} | found.packs))
 
 
 MOST, SHARE = 10, 0.1  # files of a set, and their share, that are left out at most

@@ -62,7 +62,10 @@ def check_file(data: DataSet, split: str, found: Mapping[str, Facts]) -> Iterato
     file, folder = COCO[split]
     try:
         content = json.loads((data.root / file).read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        yield Finding("unreadable", file, error.strerror or str(error))
+        return
+    except ValueError as error:
         yield Finding("json", file, f"cannot be read as JSON ({error})")
         return
     if isinstance(content, dict) and isinstance(content.get("images"), list) and not content.get("annotations"):

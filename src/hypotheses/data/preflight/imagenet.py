@@ -22,6 +22,7 @@ def walk(data: DataSet) -> None:
         with contextlib.suppress(UserError):  # said below
             for file in sources.of_split(data.root, split, kind):
                 data.add(file)
+                data.packs |= {f"{file.relative_to(data.root).as_posix()}:", f"{split}:"}
 
 
 def check(data: DataSet) -> Iterator[Finding]:

@@ -42,6 +42,7 @@ class DataSet:
     option        of the command line that says where the set is
     files         of the layout, relative to root; None where one cannot be looked at
     folders       of the layout, relative to root
+    packs         how the names of images inside of its tar files or tables begin
     decoded       files that had to be decoded, of all so far
     """
 
@@ -57,6 +58,7 @@ class DataSet:
     processes: int | None
     files: dict[str, Stat | None] = dataclasses.field(default_factory=dict)
     folders: set[str] = dataclasses.field(default_factory=set)
+    packs: set[str] = dataclasses.field(default_factory=set)
     decoded: int = 0
 
     def walk(self, folder: str) -> None:
@@ -105,9 +107,8 @@ class DataSet:
         return {name: found.get(path, gone) for path, name in paths.items()}
 
     def look_in(self, source: Source) -> dict[str, Facts]:
-        """The same of the images inside of tar files or tables, which are as old as the newest of the set's files."""
-        newest = max((stat[1] for stat in self.files.values() if stat), default=0)
-        there = {source.name(i): (0, newest) for i in range(len(source.labels))}
+        """The same of the images inside of tar files or tables."""
+        there = {source.name(i): source.state(i) for i in range(len(source.labels))}
         found, number = look_at_all(there, False, self.cache, self.processes, reader(source))
         self.decoded += number
         return {os.path.relpath(name, self.root): facts for name, facts in found.items()}

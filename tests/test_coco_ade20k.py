@@ -352,6 +352,7 @@ def test_pictures_show_the_same_annotations_in_every_arm(paths):
 # ---- the bridge ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mask_rcnn_learns_a_few_scenes_by_heart(paths, tmp_path, monkeypatch):
     """Boxes and masks of torchvision's NMS and RoIAlign under mmdet, forwards and backwards: evaluated on what it has seen."""
     config = compose(

@@ -195,7 +195,7 @@ def test_two_processes_of_which_one_is_killed_go_on_with_the_same_bits(task, fau
     assert went_on(record.read(record.path(config))) == [3 if fault == "SIGKILL" else 4]
 
 
-@pytest.mark.parametrize("task", RUNS)
+@pytest.mark.parametrize("task", ["imagenet", "ade20k", pytest.param("coco", marks=pytest.mark.slow)])
 def test_workers_change_no_bit(task, uninterrupted):
     """Neither the order, nor the augmentation, nor what is drawn in training depends on who loads the images."""
     same(uninterrupted(task, "hardware.workers=0")[0], uninterrupted(task, "hardware.workers=2")[0])

@@ -66,6 +66,7 @@ def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(
     assert record.path(config).stat().st_mtime_ns == before.st_mtime_ns
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_metrics_and_weights_twice(paths, tmp_path, command):
     """Two processes, real digits; another seed gives something else."""
     made = []

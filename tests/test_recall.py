@@ -106,7 +106,7 @@ def reach(arm: str, scale: str) -> np.ndarray:
     return (image.grad != 0).any(dim=(0, 1, 2)).numpy()
 
 
-@pytest.mark.parametrize("scale", ["demo", "pilot", pytest.param("paper", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scale", [pytest.param(s, marks=[pytest.mark.slow] * (s == "paper")) for s in SCALES])
 def test_convolutions_do_not_reach_the_mark_and_a_scan_does(hypothesis, scale):
     config = compose(["task=recall", f"scale={scale}"])
     marked = config["recipe"]["data"]["cell"] * config["recipe"]["data"]["marked"]

@@ -235,9 +235,8 @@ def resolve(cfg: Any) -> Config:
         except OmegaConfBaseException as error:
             raise UserError(f"{part}.{error.full_key}: {str(error).splitlines()[0]}") from error
     config: Any = OmegaConf.to_container(OmegaConf.merge(cfg, typed), resolve=True, throw_on_missing=True)
-    for key in (
-        SWITCHES
-    ):  # one that is off is as if it were not there: so what was run before there was such a switch keeps its identity
+    # a switch that is off is as if it were not there: so what was run before there was such a switch keeps its identity
+    for key in SWITCHES:
         if not config["recipe"][key]:
             del config["recipe"][key]
     seed, tag = config["seed"], config["tag"]

@@ -334,10 +334,8 @@ class Skipping:
     skip = 0
 
     def __iter__(self) -> Iterator[Any]:
-        skip, self.skip = (
-            self.skip,
-            0,
-        )  # when the first batch is asked for: a loader with workers makes two iterators, and uses one
+        # now that the first batch is asked for: a loader with workers makes two iterators, and uses one
+        skip, self.skip = self.skip, 0
         yield from itertools.islice(super().__iter__(), skip, None)  # type: ignore[misc]
 
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hypotheses import data, experiment, pretrained, selection, standing
+from hypotheses import data, estimate, experiment, pretrained, selection, standing
 from hypotheses.config import Config, compose, is_dense
 from hypotheses.cost import amount, columns
 from hypotheses.errors import UserError, command
@@ -132,8 +132,6 @@ def elsewhere(groups: dict[str, list[Standing]], known: dict[str, Any], asked: S
     """Of the arms that nothing is known of here, at a scale that is for GPUs."""
     if asked.scale not in ("pilot", "paper"):
         return []
-    from hypotheses import estimate
-
     found = []
     for name, group in groups.items():
         missing = [run for run in group if action(run, asked.stale) not in ("reuse", "ask")]
@@ -331,8 +329,6 @@ def on_gpus(found: list[Elsewhere]) -> list[str]:
     """The estimate for GPUs that are not here, with what it assumes."""
     if not found:
         return []
-    from hypotheses import estimate
-
     body = [
         [
             "on GPUs that are not here, estimated",
@@ -358,7 +354,7 @@ def on_gpus(found: list[Elsewhere]) -> list[str]:
     if tight := [one for one in found if one.estimate.images > one.estimate.most]:
         least = min(one.estimate.most for one in tight)
         lines.append(
-            f"  {tight[0].task} {tight[0].arm} does not fit: add ARGS=hardware.max_batch_per_device={max(1, least)}, or recipe.gradient_checkpointing=true"
+            f"  {tight[0].task} {tight[0].arm} does not fit: add ARGS=hardware.max_batch_per_device={max(1, least)}"
         )
     return [*lines, "", *(f"  {line}" for line in estimate.about())]
 

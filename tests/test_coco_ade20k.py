@@ -451,6 +451,15 @@ def test_a_loss_that_is_no_number_ends_the_run(task, paths, tmp_path):
     assert not record.path(config).exists()
 
 
+def test_what_the_library_calls_an_error_is_said_and_is_no_traceback(paths, tmp_path, capsys):
+    """A detector that has learnt nothing may detect nothing."""
+    made = job(smoke("coco", paths), tmp_path / "r")
+    made.runner.model.roi_head.test_cfg.score_thr = 1.0
+    assert dense.evaluate(made)["box_ap_percent"] == 0
+    said = capsys.readouterr().err
+    assert "The testing results of the whole dataset is empty" in said and "Traceback" not in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_two_processes_leave_one_record(task, paths, tmp_path, command, check_kept):

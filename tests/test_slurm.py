@@ -59,10 +59,10 @@ PartitionName=both Nodes=n1,n2 PriorityTier=1
 """
 
 
-def wait_until(true: Callable[[], Any], seconds: float = 120.0) -> Any:
+def wait_until(true: Callable[[], Any], seconds: float = 300.0) -> Any:
     end = time.monotonic() + seconds
     while not (found := true()):
-        assert time.monotonic() < end
+        assert time.monotonic() < end, f"not so within {seconds:.0f} s"
         time.sleep(0.2)
     return found
 

@@ -361,6 +361,17 @@ def explained() -> Iterator[None]:
         raise explain(error) from error
 
 
+def leave_together() -> None:
+    """Let the processes of a run end at once and without their connections: gloo's threads may abort an interpreter that ends
+    while they run, and torchrun calls that a failed run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.barrier()
+            distributed.destroy_process_group()
+
+
 def main() -> None:
     faulthandler.register(signal.SIGUSR2)  # on which a run that hangs says where
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -369,6 +380,7 @@ def main() -> None:
     with one_line(), explained():
         try:
             compose_and_run()
+            leave_together()
         except KeyboardInterrupt:
             print("interrupted: nothing was recorded; the same command goes on with it", file=sys.stderr)
             sys.exit(130)

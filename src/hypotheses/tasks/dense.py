@@ -13,6 +13,8 @@ import copy
 import dataclasses
 import io
 import itertools
+import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,9 @@ def build(run: Run, setup: Setup) -> Job:
             runner: Any = Runner.from_cfg(cfg)
         except (TypeError, AssertionError, KeyError) as error:  # what the library says of a model it cannot build
             raise UserError(f"recipe.model does not fit {setup.library}: {error}") from error
+        for handler in runner.logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(sys.stderr)  # else what it says goes to a file that is closed after this block
         try:
             loaders = [runner.train_dataloader, runner.val_dataloader] if training else [runner.val_dataloader]
             for loader in loaders:  # else each new iterator draws from the generator of dropout and of the proposals

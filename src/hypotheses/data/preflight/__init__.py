@@ -157,6 +157,7 @@ def data_set(config: Config) -> DataSet:
         annotations,
         option,
         cache,
+        data.index_folder(config),
         config["hardware"]["workers"],
     )
 

@@ -35,7 +35,7 @@ def check_packed(data: DataSet) -> Iterator[Finding]:
     found: dict[str, dict[str, Facts]] = {}
     for split in data.splits:
         try:
-            source = sources.load(data.root, split, classes, data.cache.file.parents[1] / "index")
+            source = sources.load(data.root, split, classes, data.index)
         except UserError as error:
             yield Finding("packed", split, str(error))
             continue

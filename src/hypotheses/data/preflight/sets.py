@@ -55,6 +55,7 @@ class DataSet:
     annotations: Mapping[str, int]
     option: str
     cache: Cache
+    index: Path
     processes: int | None
     files: dict[str, Stat | None] = dataclasses.field(default_factory=dict)
     folders: set[str] = dataclasses.field(default_factory=set)

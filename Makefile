@@ -61,12 +61,19 @@ report: no-sweep-options .venv/ready  ## Judge the records that are there and wr
 power: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2 or 3: what more seeds would decide, from the spread seen so far
 	@$(PY) -m hypotheses.power $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
-test: .venv/ready  ## Lint, types and tests (the slow ones: make test-slow)
+check: .venv/ready  ## Lint, format, types, and the links of README and docs: a minute
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/basedpyright
+	@$(PY) -m pytest --noconftest --quiet -n 0 tests/test_links.py
+
+test: check  ## make check, and the tests (the slow ones: make test-slow)
 	@$(PY) -m pytest $(ARGS)
 
 test-slow: .venv/ready  ## The tests that take longer: whole sweeps, two processes, set-up
 	@$(PY) -m pytest -m slow $(ARGS)
+
+docs: .venv/ready  ## Build the documentation: docs/_build/html/index.html
+	@$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 bench: .venv/bench  ## Measure the scan, the networks and the trainer against their peers (half an hour)
 	@$(PY) benchmarks/scan.py
@@ -131,4 +138,4 @@ no-sweep-options: no-launcher
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status reproduce verify bundle report test test-slow bench reference clean need-hyp no-launcher no-sweep-options no-selection
+.PHONY: help setup sweep plan status reproduce verify bundle report check test test-slow docs bench reference clean need-hyp no-launcher no-sweep-options no-selection

@@ -17,6 +17,7 @@ html_show_sphinx = False
 
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # a page may go from its title to what it needs
+add_module_names = False
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_inherit_docstrings = False  # torch's are its own
 autodoc_typehints = "signature"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "results/README.md"])
 PAGES = [page for page in PAGES if "_build" not in page.parts]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-NAMED = re.compile(r"`((?:src|docs|tests|conf|experiments|benchmarks)/[\w./-]*)`")
+NAMED = re.compile(r"`((?:src|docs|tests|conf|experiments|benchmarks|results/reference)/[\w./-]*)`")
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 

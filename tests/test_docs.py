@@ -1,6 +1,7 @@
 """What README and docs tell people to type exists, examples give what they show, and the pages build without a warning."""
 
 import doctest
+import functools
 import importlib.util
 import itertools
 import re
@@ -56,6 +57,11 @@ def alternatives(words: list[str]) -> Iterator[list[str]]:
     yield from (list(chosen) for chosen in itertools.product(*choices))
 
 
+@functools.cache
+def composes(*overrides: str) -> None:
+    compose(list(overrides))
+
+
 def check_run(words: list[str]) -> None:
     """Of `python -m hypotheses.run`: its overrides compose."""
     grid, words = "-m" in words, [word for word in words if word not in ("-m", "--help", "--cfg", "job")]
@@ -64,7 +70,7 @@ def check_run(words: list[str]) -> None:
         assert importlib.util.find_spec(f"hydra_plugins.{package}"), launcher
     words = [word for word in words if not word.startswith("hydra")]
     for overrides in alternatives(words) if grid else [words]:
-        compose(overrides)
+        composes(*overrides)
 
 
 def check_make(words: list[str], mentioned: bool) -> None:
@@ -79,7 +85,7 @@ def check_make(words: list[str], mentioned: bool) -> None:
     )
     if targets[0] in ("sweep", "plan", "status", "report", "verify"):
         overrides = [word for word in shlex.split(options.get("ARGS", "")) if not word.startswith("-")]
-        compose([*overrides, *([f"scale={options['SCALE']}"] if "SCALE" in options else [])])
+        composes(*overrides, *([f"scale={options['SCALE']}"] if "SCALE" in options else []))
     if "RUN" in options:
         assert (ROOT / "results/reference/records" / f"{options['RUN']}.json").exists(), options["RUN"]
 
@@ -94,7 +100,7 @@ def check_module(name: str, words: list[str]) -> None:
         assert f'"{option}"' in source, f"{name} has no {option}"
     overrides = [word for word in words if re.match(r"[\w.]+=", word)]
     if name.startswith("hypotheses."):
-        compose(overrides)
+        composes(*overrides)
     if name == "hypotheses.data":
         assert words[0] in ("check", "quarantine", "subset"), words[0]
 

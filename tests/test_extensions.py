@@ -102,9 +102,11 @@ def test_a_new_hypothesis_is_judged_from_records(project, make_records):
         "mambaout_atto_k13": [90.3, 90.8, 90.9, 89.6, 90.0],
         "mambaout_atto_identity": [61.0, 62.0, 60.0, 63.0, 61.5],
     }
+    rule = record.sha256(project.root / "experiments/hypothesis_9.yaml")
     for made in make_records(values).values():
-        made["cost"] = {"params": 100, "macs": 100}
+        made["provenance"]["registered"]["hypothesis_9"] = rule
         record.write(project.root / "results" / "records" / f"{made['address']}.json", made)
     shown = project.type("hypotheses.report", "9")
     assert "Hypothesis 9 at demo scale: REFUTED" in shown and "n = 5" in shown, shown
+    assert "exploratory" not in shown.lower()
     assert json.loads(project.type("hypotheses.status", "9", "--json"))

@@ -11,12 +11,15 @@ from torchvision.ops import StochasticDepth
 
 
 class PoolBlock(nn.Module):
-    """(B, h, w, C) -> (B, h, w, C). The mixer is the mean over pool x pool tokens less the token itself; 1 mixes nothing."""
+    """(B, h, w, C) -> (B, h, w, C). The mixer is the mean over pool x pool tokens less the token itself, which for 1
+    is nothing: then the block has no mixer."""
 
     def __init__(self, dim: int, pool: int, drop_path: float):
         super().__init__()
         self.pool = pool
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        if pool > 1:
+            self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
         self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
@@ -26,7 +29,8 @@ class PoolBlock(nn.Module):
         return y.permute(0, 2, 3, 1) - x
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.mix(self.norm1(x)))
+        if self.pool > 1:
+            x = x + self.drop_path(self.mix(self.norm1(x)))
         return x + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 

@@ -1,5 +1,6 @@
 """What W&B is told, read back by its own reader from what it keeps offline, and by a stand-in of its server."""
 
+import csv
 import hashlib
 import json
 import os
@@ -136,10 +137,16 @@ def test_the_mode_is_that_of_the_command_else_of_the_environment_else_offline(mo
 
 
 def test_both_runners_tell_the_same_keys_on_the_same_axis_and_publish_tells_them_again(paths, tmp_path, monkeypatch):
-    """Each run once, under an id of its own; the whole configuration, pictures and system metrics; and nothing outside of results/."""
+    """Each run once, under an id of its own; the whole configuration, pictures and system metrics; nothing outside of results/; and the
+    same weights as without it."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     results = tmp_path / "results"
     made = [run(compose([*paths, *SMOKE, f"task={task}", "wandb=offline"])) for task in ("imagenet", "ade20k")]
+    places = [paths[0], *(f"paths.{name}={tmp_path / 'off' / name}" for name in ("outputs", "results"))]
+    plainly = [run(compose([*places, *SMOKE, f"task={task}", "wandb=off"])) for task in ("imagenet", "ade20k")]
+    for one, other in zip(made, plainly, strict=True):
+        assert one["provenance"]["artefacts"]["weights"] == other["provenance"]["artefacts"]["weights"]
+    assert not (tmp_path / "off/results/wandb").exists()
     found = kept(results)
     assert set(found) == {tracking.run_id(one["address"], one["identity"]) for one in made}
     for one in made:
@@ -184,6 +191,11 @@ BROKEN = {  # what stands in front of wandb
 }
 
 
+def front(folder: Path, how: str) -> None:
+    (folder / "front" / "wandb").mkdir(parents=True)
+    (folder / "front" / "wandb" / "__init__.py").write_text(BROKEN[how])
+
+
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_wandb_that_fails_neither_stops_nor_changes_a_run(how, paths, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(tracking.PATIENCE, "offline", 3.0)
@@ -191,8 +203,7 @@ def test_a_wandb_that_fails_neither_stops_nor_changes_a_run(how, paths, tmp_path
     for mode in ("off", "offline"):
         places = [paths[0], *(f"paths.{name}={tmp_path / mode / name}" for name in ("outputs", "results"))]
         if mode == "offline":
-            (tmp_path / "front" / "wandb").mkdir(parents=True)
-            (tmp_path / "front" / "wandb" / "__init__.py").write_text(BROKEN[how])
+            front(tmp_path, how)
             monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'front'}:{os.environ.get('PYTHONPATH', '')}")
         made = run(compose([*places, *SMOKE, f"wandb={mode}"]))
         assert made
@@ -203,24 +214,22 @@ def test_a_wandb_that_fails_neither_stops_nor_changes_a_run(how, paths, tmp_path
     assert "make publish tells it all" in said[-1]
 
 
-def test_a_run_has_the_same_bits_generators_and_signals_with_and_without_it(paths, tmp_path):
-    """The tracker is another process: wandb is not even imported here."""
+def test_a_run_imports_no_wandb_and_keeps_its_signals(paths, tmp_path):
+    """Even where timm would, and where that would never end."""
     code = (
-        "import sys, random, signal, numpy, torch\n"
-        "from hypotheses.config import compose\nfrom hypotheses.run import run\n"
-        "made = run(compose(sys.argv[1:]))\n"
-        "print(made['provenance']['artefacts']['weights'], hash(random.getstate()), numpy.random.get_state()[1].sum(), "
-        "torch.get_rng_state().sum().item(), [signal.getsignal(n) for n in (2, 10, 15)], 'wandb' in sys.modules)\n"
+        "import signal, sys\nfrom hypotheses import run\nrun.main()\nimport timm.utils\n"
+        "print(sys.modules['wandb'], *(signal.getsignal(n) for n in (10, 15)))\n"
     )
-    said = []
-    for mode in ("off", "offline"):
-        places = [paths[0], *(f"paths.{name}={tmp_path / mode / name}" for name in ("outputs", "results"))]
-        words = [sys.executable, "-c", code, *places, *SMOKE, f"wandb={mode}"]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=300)
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout.splitlines()[-1])
-    assert said[0] == said[1] and said[0].endswith("False")
-    assert not (tmp_path / "off/results/wandb").exists() and len(kept(tmp_path / "offline/results")) == 1
+    front(tmp_path, "hangs")
+    given = os.environ | {"PYTHONPATH": f"{tmp_path / 'front'}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *SMOKE, *paths], capture_output=True, text=True, cwd=ROOT, env=given, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"None {signal.SIG_DFL!s} {signal.SIG_DFL!s}"
+    made = run(compose([*paths[:1], f"paths.outputs={tmp_path / 'o'}", f"paths.results={tmp_path / 'r'}", *SMOKE]))
+    weights = "smoke/imagenet/mambaout_atto/seed_0/weights.pt"
+    assert made and sha256(tmp_path / "o" / weights) == sha256(tmp_path / "outputs" / weights)
 
 
 def test_a_run_that_goes_on_is_there_once_and_whole(tmp_path):
@@ -299,9 +308,14 @@ ARMS = ("vit_atto", "vit_atto_causal")
 
 @pytest.fixture
 def sweep(tmp_path) -> Path:
-    """The folder of results of a small part of a sweep."""
-    from_reference(tmp_path / "results", *(f"demo/imagenet/{arm}/seed_0" for arm in ARMS))
-    return tmp_path / "results"
+    """The folder of results of a small part of a sweep, with a report."""
+    folder = tmp_path / "results"
+    from_reference(folder, *(f"demo/imagenet/{arm}/seed_0" for arm in ARMS))
+    shutil.copytree(REFERENCE / "report" / "tables", folder / "report" / "tables")
+    later = time.time() + 60
+    (folder / "report" / "index.html").write_text("<p>the page</p>")
+    os.utime(folder / "report" / "index.html", (later, later))
+    return folder
 
 
 def test_publish_sends_every_run_whole_and_again_the_same(sweep, tmp_path, command):
@@ -320,10 +334,13 @@ def test_publish_sends_every_run_whole_and_again_the_same(sweep, tmp_path, comma
                 {
                     run: [plain(json.loads(line)) for line in what["files"]["wandb-history.jsonl"]]
                     for run, what in server.runs.items()
+                    if what["jobType"] == "train"
                 }
             )
-        assert seen[0] == seen[1] and len(seen[0]) == 3 and "verdict-hypothesis_3_demo" in seen[0]
-        assert [row["trainer/global_step"] for row in seen[1][name][:-1]] == [93 * i for i in range(1, 6)]
+        assert seen[0] == seen[1] and len(seen[0]) == 2 and len(server.runs) == 3
+        (summary,) = server.runs["verdict-hypothesis_3_demo"]["files"]["wandb-summary.json"]
+        assert json.loads(summary)["verdict"] == "inconclusive" and "tables/gates" in summary
+        assert [row["trainer/global_step"] for row in seen[1][name]] == [93 * i for i in range(1, 6)]
         sent = server.runs[name]
         assert (sent["project"], sent["groupName"], sent["jobType"], sent["exitcode"]) == (
             "P",
@@ -335,6 +352,20 @@ def test_publish_sends_every_run_whole_and_again_the_same(sweep, tmp_path, comma
         ((view, saved),) = server.views.items()  # saved twice, under one name
         assert saved["entityName"] == "us" and "vit_atto" not in view
     assert not list((sweep / "wandb").glob("*run-*")) and not list((sweep / "wandb").glob(".sending*"))
+
+
+def test_a_run_is_told_live_to_a_server(paths, tmp_path, monkeypatch):
+    with serving() as server:
+        for name, value in (("WANDB_BASE_URL", server.url), ("WANDB_API_KEY", KEY), ("HOME", str(tmp_path))):
+            monkeypatch.setenv(name, value)
+        made = run(compose([*paths, *SMOKE, "wandb=online"]))
+        assert made
+        sent = server.runs[tracking.run_id(made["address"], made["identity"])]
+    first, *_ = [json.loads(line) for line in sent["files"]["wandb-history.jsonl"]]
+    assert first["train/loss"] == made["curve"][0]["train_loss"] and first["trainer/global_step"] == 2
+    assert sent["exitcode"] == 0 and any(
+        "system.proc.memory.rssMB" in line for line in sent["files"]["wandb-events.jsonl"]
+    )
 
 
 def test_without_account_or_network_publish_says_what_to_do(sweep, tmp_path, one_line_error):
@@ -367,20 +398,20 @@ def test_what_publish_cannot_do_is_said(words, mode, message, sweep, monkeypatch
 
 
 def test_the_verdict_is_a_run_with_its_tables_and_page(sweep):
-    hypothesis = experiment.load("3")
-    report.write(hypothesis, sweep, "demo")
-    s = report.section(hypothesis, sweep, "demo")
+    s = report.section(experiment.load("3"), sweep, "demo")
     tracking.tell(lambda: publish.verdict_story(s, sweep), "offline", sweep)
     tracking.tell(lambda: publish.verdict_story(s, sweep), "offline", sweep)
     ((name, told),) = kept(sweep).items()
     assert name == "verdict-hypothesis_3_demo" and told["summary"]["verdict"] == "inconclusive"
     (folder,) = (sweep / "wandb").glob("*verdict*")
-    tables = {f.name.split("_")[0]: json.loads(f.read_text()) for f in folder.rglob("*.table.json")}
+    tables = {f.name.rsplit("_", 2)[0]: json.loads(f.read_text()) for f in folder.rglob("*.table.json")}
     gates = tables["gates"]
     assert gates["columns"] == ["task", "gate", "outcome", "detail"]
     assert [row[1:] for row in gates["data"]] == [
         [g.name, "passed" if g.passed else "failed", g.detail] for g in s.verdict.beds[0].gates
     ]
+    with open(sweep / "report/tables/hypothesis_3_demo_imagenet_seeds.csv", newline="") as file:
+        assert [tables["imagenet_seeds"]["columns"], *tables["imagenet_seeds"]["data"]] == list(csv.reader(file))
     (page,) = folder.rglob("*.html")
     assert page.read_text() == (sweep / "report" / "index.html").read_text()
 

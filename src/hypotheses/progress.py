@@ -56,8 +56,9 @@ class Progress:
         self.shown: dict[str, str] = {}
         self.rows = open(folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
         self.rows.writelines(json.dumps(row) + "\n" for row in self.kept)
-        for row in self.kept if told else ():
-            told.row(row)
+        if told:
+            for row in self.kept:
+                told.row(row)
         # in a log, where there is no terminal to redraw, a line now and then is enough
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", mininterval=interval, dynamic_ncols=True)

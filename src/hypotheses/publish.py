@@ -8,6 +8,7 @@ Nothing of this has ever met W&B's own server: docs/tracking.md says what was te
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -123,10 +124,10 @@ def workspace(s: Section, entity: str, project: str) -> Any:
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=[
+            filters=expr.And(
                 expr.Tags().isin([f"H{s.hypothesis.hypothesis}"]),
                 expr.Config("scale.name") == s.scale,
-            ],
+            ),
             groupby=[expr.Config("task.name"), expr.Config("backbone.name")],
             pinned_columns=[f"summary:final/{metric}" for metric in dict.fromkeys(s.hypothesis.metrics().values())],
         ),
@@ -153,17 +154,20 @@ def save(made: Any, results: Path) -> str:
 # ---- to send ---------------------------------------------------------------------------------------------------------
 
 
+def place(results: Path, one: record.Record) -> Path:
+    return results / "records" / f"{one['address']}.json"
+
+
 def stories(s: Section, results: Path) -> list[tuple[str, list[Message]]]:
     """By name, all that is told of a sweep."""
-    found = []
-    for one in s.records:
-        file = results / "records" / f"{one['address']}.json"
-        found.append((one["address"], tracking.story(one, file)))
+    found = [(one["address"], tracking.story(one, place(results, one))) for one in s.records]
     return [*found, (f"verdict of {s.name}", verdict_story(s, results))]
 
 
 def publish(s: Section, results: Path, mode: str, entity: str) -> None:
     """Tell W&B of a sweep. Raises UserError where it does not take a run or the workspace."""
+    import wandb
+
     (results / "wandb").mkdir(parents=True, exist_ok=True)
     told = stories(s, results)
     with tempfile.TemporaryDirectory(dir=results / "wandb", prefix=".sending_") as folder:
@@ -173,6 +177,8 @@ def publish(s: Section, results: Path, mode: str, entity: str) -> None:
                 for message in messages:
                     writer.hear(message)
             except Exception as error:
+                with contextlib.suppress(Exception):  # else what is left of it is told by a traceback at the end
+                    wandb.teardown(exit_code=1)
                 raise UserError(
                     f"W&B did not take {name} ({type(error).__name__}: {' '.join(str(error).split())}); {number - 1} of {len(told)} are "
                     "told: type the same command again to tell them all"
@@ -239,7 +245,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"no records of {found.name} in {results}: make sweep HYP={hypothesis.hypothesis} first")
     prepare(results)
     entity = account() if mode == "online" else ""
-    print(report.write(hypothesis, results, found.scale).splitlines()[-1])
+    page = results / "report" / "index.html"
+    written = page.stat().st_mtime if page.exists() else 0.0
+    if any(place(results, one).stat().st_mtime >= written for one in found.records):
+        print(report.write(hypothesis, results, found.scale).splitlines()[-1])
     publish(found, results, mode, entity)
     return 0
 

@@ -118,7 +118,7 @@ def run(config: Config) -> record.Record | None:
         if (found := checkpoints.find()) and main_process:
             print(f"{address}: goes on from its checkpoint of step {found.step}")
         task = tasks.load(config["task"]["name"])
-        job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None, checkpoints, told))
+        job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None, checkpoints, told=told))
         task.train(job)
         metrics = task.evaluate(job)
         if not main_process:
@@ -384,6 +384,7 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR2)  # on which a run that hangs says where
     if "TORCHELASTIC_RUN_ID" in os.environ:
         stopping.end_with_parent()
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # timm would import it, which takes half a second, and might fail
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises, and does not print and exit
     with one_line(), explained():
         try:

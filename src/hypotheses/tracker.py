@@ -28,6 +28,7 @@ LAST = (
     300.0  # seconds after which the end of a run is given up, which a server that is not there could hold up for days
 )
 FOLDER = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(.+)")
+SAID = set[str]()  # the same of every run of a sweep is said once
 ALIEN = ("RUN_ID", "RESUME", "SWEEP_ID", "NAME", "RUN_GROUP", "JOB_TYPE", "TAGS", "NOTES", "SERVICE", "DIR", "DISABLED")
 
 
@@ -132,7 +133,8 @@ def listen(channel: socket.socket) -> None:
                 elif writer and "end" in message:
                     with limited():
                         writer.hear(message)
-                    channel.sendall(b"done\n")
+                    with contextlib.suppress(OSError):  # a run of a sweep does not wait for long
+                        channel.sendall(b"done\n")
                     return
                 elif writer:
                     writer.hear(message)
@@ -141,7 +143,10 @@ def listen(channel: socket.socket) -> None:
                     writer.on_end(KILLED)
     except Exception as error:  # whatever wandb raises; the run sees that its channel is closed
         first = " ".join(str(error).split())[:300]
-        print(f"note: W&B failed ({type(error).__name__}: {first}); no run is changed by it", file=sys.stderr)
+        said = f"note: W&B failed ({type(error).__name__}: {first}); no run is changed by it"
+        if said not in SAID:
+            print(said, file=sys.stderr, flush=True)
+        SAID.add(said)
 
 
 @contextlib.contextmanager

@@ -178,8 +178,10 @@ class Live:
         self.channel = None
 
     def close(self) -> None:
-        """Wait for what was told to be written or sent, with a limit. A run that was not recorded has failed."""
+        """Wait for what was told to be written or sent, with a limit: a short one where the tracker is a sweep's and goes on. A run that
+        was not recorded has failed."""
         patience = PATIENCE.get(self.mode, 0.0) if self.ended else LEAVE
+        patience = patience if self.process else min(patience, LEAVE)
         self.send(end=1)
         try:
             if self.channel:
@@ -187,7 +189,8 @@ class Live:
                 if self.channel.recv(16) != b"done\n":
                     self.give_up("its process has ended, see above")
         except OSError:
-            self.give_up(f"it takes longer than {patience:g} s")
+            if self.process:
+                self.give_up(f"it takes longer than {patience:g} s")
         finally:
             if self.channel:
                 self.channel.close()
@@ -254,19 +257,22 @@ def shared(mode: str) -> Iterator[None]:
             if process:
                 assert process.stdin
                 process.stdin.close()  # which it takes for the end
-                end(process, PATIENCE[mode])
+                if not end(process, PATIENCE[mode]):
+                    print("note: W&B took too long to end, and was left; make publish tells it all", file=sys.stderr)
 
 
-def spawn(*arguments: str, **how: Any) -> subprocess.Popen[bytes]:
+def spawn(*arguments: str, stdin: int, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
     """A tracker. Ctrl-C does not reach it: it ends with those that it listens to."""
     command = [sys.executable, "-m", "hypotheses.tracker", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, **how)
+    return subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, pass_fds=pass_fds, start_new_session=True)
 
 
-def end(process: subprocess.Popen[bytes], patience: float) -> None:
-    """Wait for a tracker that has nothing more to hear; kill it where it takes longer."""
+def end(process: subprocess.Popen[bytes], patience: float) -> bool:
+    """Wait for a tracker that has nothing more to hear; whether it has ended by itself, else it is killed."""
     try:
         process.wait(patience)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+        return False
+    return True

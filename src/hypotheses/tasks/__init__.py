@@ -28,16 +28,16 @@ from hypotheses.tracking import Live
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a task is given: the resolved config, the data, the folder for logs, the file of weights that the backbone starts
-    from (None: from its seed), the checkpoints, from whose `start` it goes on (None: none are written), and whom its rows are told
-    (None: nobody). Of a measurement, after how many steps it ends, by `Enough`."""
+    from (None: from its seed), and the checkpoints, from whose `start` it goes on (None: none are written). Of a measurement,
+    after how many steps it ends, by `Enough`. W&B, which is `told` its rows (None: it is not)."""
 
     config: Config
     images: Images
     folder: Path
     pretrained: str | None = None
     checkpoints: Checkpoints | None = None
-    told: Live | None = None
     only_steps: int | None = None
+    told: Live | None = None
 
 
 def load(name: str) -> ModuleType:

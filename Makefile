@@ -58,6 +58,12 @@ bundle: no-selection .venv/ready  ## Pack records, events, rules and environment
 report: no-sweep-options .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2 or 3 show that one
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
+publish: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2 or 3: send a finished sweep to W&B, or send it again; ARGS='--project P --entity E'
+	@$(PY) -m hypotheses.publish $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
+dashboard: no-selection .venv/ready  ## W&B's own view of the runs here, in the terminal and without a network; says where the report's page is
+	@$(PY) -m hypotheses.dashboard $(ARGS)
+
 power: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2 or 3: what more seeds would decide, from the spread seen so far
 	@$(PY) -m hypotheses.power $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
@@ -104,8 +110,8 @@ reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/
 	rm -rf results/reference && mv results/.reference results/reference
 	$(PY) -m hypotheses.report paths.results=results/reference
 
-clean:  ## Remove what the demo has made: its digits, logs, records and reports
-	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report
+clean:  ## Remove what the demo has made: its digits, logs, records and reports, and what W&B keeps here
+	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report results/wandb
 
 need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi
@@ -138,4 +144,4 @@ no-sweep-options: no-launcher
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status reproduce verify bundle report check test test-slow docs bench reference clean need-hyp no-launcher no-sweep-options no-selection
+.PHONY: help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference clean need-hyp no-launcher no-sweep-options no-selection

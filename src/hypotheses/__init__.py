@@ -23,5 +23,7 @@ experiment.py a hypothesis: claim, arms, seeds, margin, gates, positive control
 verdict.py    from paired metrics to supported, refuted or inconclusive
 report/       records and hypotheses -> results/report/: page, figures, tables
 power.py      what more seeds would decide
+tracking.py   what W&B is told of a run, and how; tracker.py, the process that tells it
+publish.py    a finished sweep, told again from its records, with a workspace; dashboard.py shows what is kept here
 progress.py   a run's bar, its metrics as rows of a file, and its heartbeat
 """

@@ -202,7 +202,6 @@ def account() -> str:
     """The entity that is written to. Raises UserError where nobody is logged in, or the server does not know them."""
     import wandb
 
-    os.environ.setdefault("WANDB_SILENT", "true")
     how = "log in with .venv/bin/wandb login, or set WANDB_API_KEY; WANDB_BASE_URL names a server of your own"
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:

@@ -116,6 +116,7 @@ def prepare(results: Path) -> None:
     for name in ("CACHE", "DATA", "ARTIFACT"):
         os.environ.setdefault(f"WANDB_{name}_DIR", str(results / "wandb" / name.lower()))
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
     for name in ALIEN:
         os.environ.pop(f"WANDB_{name}", None)
     os.environ.pop("WANDB_MODE", None)  # it is said with each run

@@ -187,10 +187,12 @@ class Live:
             if self.channel:
                 self.channel.settimeout(patience)
                 if self.channel.recv(16) != b"done\n":
-                    self.give_up("its process has ended, see above")
-        except OSError:
+                    self.give_up("its process has ended")
+        except TimeoutError:
             if self.process:
                 self.give_up(f"it takes longer than {patience:g} s")
+        except OSError:  # reset, with messages that it has not heard
+            self.give_up("its process has ended")
         finally:
             if self.channel:
                 self.channel.close()

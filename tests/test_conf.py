@@ -122,7 +122,21 @@ def test_every_experiment_names_runs_that_compose(file):
     for scale, arms in hypothesis.scales.items():
         for task in hypothesis.tasks:
             for arm in arms.all():
-                assert experiment.config_of(scale, task, arm, 0, [])["backbone"]["name"] == arm
+                assert record.arm(experiment.config_of(scale, task, arm, 0, [])) == arm
+
+
+@pytest.mark.parametrize("dose", experiment.load("4").scales["demo"].each_dose())
+def test_the_arms_of_a_dose_differ_in_one_key_and_doses_in_none_but_their_own(dose):
+    hypothesis = experiment.load("4")
+    arms = hypothesis.scales["demo"].at(dose)
+    control = experiment.config_of("demo", "imagenet", arms.control, 0, [])
+    for arm in arms.of_a_dose()[1:]:
+        other = experiment.config_of("demo", "imagenet", arm, 0, [])
+        changed = {key for key, _, _ in record.differences(control, other)}
+        assert len(changed) == 2 and "backbone.name" in changed and changed <= set(hypothesis.pair_may_differ)
+    without = experiment.config_of("demo", "imagenet", "mambaout_atto", 0, [])
+    varied = {key for key, _, _ in record.differences(without, control)}
+    assert varied <= {"tag", "backbone.dims", "backbone.patch", "recipe.image_size"}
 
 
 @pytest.mark.parametrize("number", ["1", "2", "3"])

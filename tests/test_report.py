@@ -72,9 +72,9 @@ def test_one_report_has_all_hypotheses(results, hypothesis):
     """Also those without a run, and the causal pair of hypothesis 3, which hypothesis 1 has run."""
     shown = report.write(hypothesis, results)
     assert "Hypothesis 2" not in shown
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4):
         assert f"Hypothesis {number} at demo scale" in page(results)
-    assert page(results).count('<section id="hypothesis_') == 3
+    assert page(results).count('<section id="hypothesis_') == 4
     assert "Hypothesis 2" in report.write(None, results)
 
 

@@ -110,6 +110,7 @@ def all_tables(sections: Sequence[Section]) -> dict[str, Table]:
         for bed in s.verdict.beds:
             if s.runs[bed.task]:
                 found += [tables.arms(s, bed), tables.seeds(s, bed.task)]
+                found += [tables.slopes(s, bed)] if s.arms.doses else []
         if (memory := tables.memory(s)) and s.hypothesis.positive_control:
             found += [memory, tables.seeds(s, s.hypothesis.positive_control.task)]
     published = [*(tables.published(task) for task in tables.HEADS), tables.published_causal()]
@@ -126,6 +127,9 @@ def terminal(s: Section) -> str:
         widths = [max(len(r[i]) for r in table) for i in range(4)]
         lines += ["", *([f"{bed.task}:"] if len(s.verdict.beds) > 1 else [])]
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table]
+        if s.arms.doses:
+            slopes = tables.slopes(s, bed)
+            lines += ["", f"{slopes.title}:", *(f"  {' | '.join(row)}" for row in (slopes.columns, *slopes.rows))]
         lines += ["", *(f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.detail}" for g in bed.gates)]
         if bed.missing:
             lines += ["", f"Missing: {wording.missing(bed)}. Type: {wording.command(s)}"]
@@ -157,6 +161,7 @@ def html(
             "figures": [(key, *found) for key, found in pictures.items() if key == name or key.startswith(f"{name}_")],
             "arms": listed.get(f"{name}_arms"),
             "seeds": listed.get(f"{name}_seeds"),
+            "slopes": listed.get(f"{name}_slopes"),
             "commands": [(arm, wording.row_command(runs)) for arm, runs in tables.found_runs(s, task).items()],
             "pictures": pictures_of(s, task),
         }
@@ -231,6 +236,8 @@ def markdown(
             lines += images(drawn, f"{s.name}_{bed.task}_")
             if arms := listed.get(f"{s.name}_{bed.task}_arms"):
                 lines += [*arms.markdown(), ""]
+            if slopes := listed.get(f"{s.name}_{bed.task}_slopes"):
+                lines += [f"{slopes.title}:", "", *slopes.markdown(), ""]
             lines += [wording.gates_title(s.hypothesis), ""]
             lines += [f"- {'passed' if g.passed else '**failed**'}: {g.name}. {g.detail}" for g in bed.gates]
             if seeds := listed.get(f"{s.name}_{bed.task}_seeds"):

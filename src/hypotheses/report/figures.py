@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hypotheses import response
 from hypotheses.metrics import METRICS
 from hypotheses.record import Record
 from hypotheses.report.reading import Section, composed
@@ -70,6 +71,10 @@ def of_section(s: Section) -> dict[str, tuple[str, str]]:
     found = {}
     for bed in s.verdict.beds:
         name, where = f"{s.name}_{bed.task}", f"{s.bed(bed.task)}, {s.scale} scale"
+        if s.arms.doses:
+            found[f"{name}_dose"] = (f"Gain against L/(6D) on {where}", dose(s, bed))
+            found[f"{name}_slopes"] = (f"Slopes of the gain on log2 L/(6D) on {where}", differences(s, bed))
+            continue
         found[f"{name}_differences"] = (f"Paired differences on {where}", differences(s, bed))
         if not s.runs[bed.task]:
             continue
@@ -86,11 +91,14 @@ def differences(s: Section, bed: Bed) -> str:
     """The difference of each seed, with mean, interval and margin, a row for each contrast."""
     from matplotlib.transforms import offset_copy
 
-    gain, margin = s.hypothesis.test == "superiority", s.arms.margin[bed.task]
-    line, label = (margin, f"of interest from {margin:g}") if gain else (-margin, f"margin -{margin:g}")
+    gain, margin, dosed = s.hypothesis.gains, bed.margin, bool(s.arms.doses)
+    line, label = (margin, f"of interest from {margin:.2g}") if gain else (-margin, f"margin -{margin:g}")
     contrasts, out = [*bed.contrasts, *bed.extra], []
     with panel(
-        f"paired differences, {s.bed(bed.task)}, {s.scale} scale", max(2.6, 1.5 + 0.62 * len(contrasts)), out, 6.2
+        f"{'slopes of' if dosed else 'paired'} differences, {s.bed(bed.task)}, {s.scale} scale",
+        max(2.6, 1.5 + 0.62 * len(contrasts)),
+        out,
+        6.2,
     ) as axes:
         axes.axvline(0, color=QUIET, lw=0.8)
         axes.axvline(line, color=QUIET if gain else BAD, lw=1.2, ls="--")
@@ -111,11 +119,53 @@ def differences(s: Section, bed: Bed) -> str:
         top = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
         axes.annotate(label, (line, 1), color=INK if gain else BAD, **top)
         which = "e = arm - control" if gain else "d = control - arm"
+        which = f"slope of {which}" if dosed else which
         axes.set_xlabel(
-            f"{which}, {METRICS[bed.task][bed.metric].title} (points)\ndots: seeds; bar: {level(s.hypothesis.alpha)} interval over seeds"
+            f"{which}, {METRICS[bed.task][bed.metric].title} ({s.hypothesis.unit})\ndots: seeds; bar: {level(s.hypothesis.alpha)} interval over seeds"
         )
         if not contrasts:
             axes.text(0.5, 0.5, "no pair of runs yet", transform=axes.transAxes, ha="center", color=INK)
+    return out[0]
+
+
+def dose(s: Section, bed: Bed) -> str:
+    """e in each dose against L/(6D): of the treatment every seed, mean and interval, and the line of the mean slope; of the sham and the
+    larger kernels the means."""
+    found = response.responses(s.hypothesis, s.arms, s.runs[bed.task], s.verdict.seeds)
+    out: list[str] = []
+    with panel(f"gain against length, {s.bed(bed.task)}, {s.scale} scale", 4.2, out, 6.2) as axes:
+        axes.axhline(0, color=QUIET, lw=0.8)
+        axes.axvline(1, color=BAD, lw=1.2, ls="--")
+        place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8, "color": BAD}
+        axes.annotate("L = 6D", (1, 1), **place)
+        over_control = [r for r in found if r.slope.control == s.arms.control]
+        for row, (r, marker) in enumerate(zip(over_control, "Dsv^<>", strict=False)):
+            first, c = row == 0, r.slope
+            color, shift = (GOOD if first else QUIET), 1.05 ** (row - (len(over_control) - 1) / 2)
+            x = [r.ratios[name] * shift for name in r.gains]
+            if first:
+                for name, e in r.gains.items():
+                    axes.plot([r.ratios[name] * shift] * e.n, e.d, "o", color=color, ms=3, alpha=0.5, mew=0)
+                    axes.plot([r.ratios[name] * shift] * 2, [e.low, e.high], color=color, lw=1.6)
+            label = f"{c.treatment}: {interval(c)} per doubling"
+            axes.plot(x, [e.mean for e in r.gains.values()], marker, color=color, ms=5, ls="", label=label)
+            ends = [min(r.ratios.values()), max(r.ratios.values())]
+            axes.plot(
+                ends, [r.line(end) for end in ends], color=color, lw=1.6 if first else 0.8, ls="-" if first else ":"
+            )
+        axes.set_xscale("log", base=2)
+        if found:
+            ticks = sorted(set(found[0].ratios.values()))
+            axes.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
+            axes.legend(frameon=False, fontsize=7, loc="best")
+        else:
+            axes.text(0.5, 0.5, "no seed with all doses yet", transform=axes.transAxes, ha="center", color=INK)
+        axes.minorticks_off()
+        n = f", n = {found[0].slope.n} seeds" if found else ""
+        axes.set_xlabel(
+            f"L/(6D), by patch and by resolution{n}\ndots: seeds; bar: {level(s.hypothesis.alpha)} interval; line: mean of the seeds' lines"
+        )
+        axes.set_ylabel(f"e = arm - {s.arms.control}, {METRICS[bed.task][bed.metric].title} (points)")
     return out[0]
 
 

@@ -100,13 +100,12 @@ def composed(scale: str, task: str, arm: str) -> Config:
 
 
 def over_images(s: Section, results: Path) -> dict[tuple[str, Difference], bootstrap.Interval]:
-    """The interval over images of every contrast, in the direction that the hypothesis is about."""
+    """The interval over images of every contrast, in the direction that the hypothesis is about; of slopes there is none."""
     found = {}
-    for bed in s.verdict.beds:
+    for bed in s.verdict.beds if not s.arms.doses else ():
         runs = s.runs[bed.task]
         for c in (*bed.contrasts, *bed.extra):
-            superiority = s.hypothesis.test == "superiority"
-            first, second = (c.treatment, c.control) if superiority else (c.control, c.treatment)
+            first, second = (c.treatment, c.control) if s.hypothesis.gains else (c.control, c.treatment)
             pairs = [(runs[first, seed], runs[second, seed]) for seed in c.seeds]
             if interval := bootstrap.compare(results, bed.metric, pairs, 1 - 2 * c.alpha):
                 found[bed.task, c] = interval

@@ -1,6 +1,6 @@
 """Memory and time of a layer of attention and of an SSM against the length of the sequence, at equal width.
 
-    python benchmarks/length.py [--lengths 64,256,1024,4096,16384] [--rounds 5] [--json results/length.json]
+    python benchmarks/length.py [--lengths 64,256,1024,4096,16384] [--rounds 5] [--json results/measured/length.json]
 
 The layers are the networks' own: attention of vit.py, fully visible and causal, with its projections; the SSM of ssm.py, in one direction
 (causal) and in two. One sequence, float32, random input. At each length
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", help="a file to write; results/length.json is shown by make report")
+    parser.add_argument("--json", help="a file to write; results/measured/length.json is shown by make report")
     asked = parser.parse_args()
     try:
         lengths = [int(length) for length in asked.lengths.split(",")]

@@ -2,12 +2,18 @@
 
 import copy
 import csv
+import importlib
 import io
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
 
 from hypotheses import experiment, power, record, report, response, verdict
+from hypotheses.config import ROOT
 from hypotheses.errors import UserError
 from hypotheses.report import tables
 
@@ -198,3 +204,65 @@ def test_what_more_seeds_would_decide_is_in_the_slopes_unit(results):
     assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["registered"]] == [
         ["registered", "0.5"]
     ] * 2
+
+
+# ---- a layer against the length --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def length():
+    """benchmarks/length.py, as a module."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    module = importlib.import_module("length")
+    sys.path.remove(str(ROOT / "benchmarks"))
+    return module
+
+
+def test_token_by_token_is_what_the_layers_make_of_the_whole_sequence(length):
+    made = length.layers(48, 3, 8)
+    x = torch.randn(1, 30, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for name, stream in length.streams(made).items():
+            stream.take(x[0, :10])
+            stream.take(x[0, 10:29])
+            assert torch.allclose(stream.next(x[0, 29:30]), made[name](x)[0, 29:30], atol=1e-5), name
+
+
+def test_keys_and_values_grow_with_the_length_and_the_state_does_not(length, tmp_path):
+    found = length.whole(48, 3, 8, length.lengths_of([256, 64], 1, 48, 3, 8), 1)
+    kept = {(r["layer"], r["tokens"]): r["kept_bytes"] for r in found["rows"] if "kept_bytes" in r}
+    assert [kept["attention, causal", n] for n in (64, 256)] == [2 * 4 * 48 * n for n in (64, 256)]
+    assert [kept["SSM, causal", n] for n in (64, 256)] == [4 * 48 * 8] * 2
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured/length.json").write_text(json.dumps(found))
+    report.write(None, tmp_path)
+    page, text = ((tmp_path / "report" / name).read_text() for name in ("index.html", "index.md"))
+    for shown in (page, text):
+        assert "One layer at equal width (D = 48)" in shown and "kept for it, KiB" in shown
+    assert page.count('aria-label="Time of') == 2 and "figures/length_kept.svg" in text
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "report/tables/length.csv").read_text())))
+    assert [r["kept for it, KiB"] for r in rows if r["layer"] == "SSM, causal"] == ["2", "2"]
+    (tmp_path / "measured/length.json").unlink()
+    report.write(None, tmp_path)
+    assert not list((tmp_path / "report").glob("*/length*"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"rows": []}', '{"rows": [{"layer": "SSM"}]}'])
+def test_a_measurement_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured/length.json").write_text(content)
+    with pytest.raises(
+        UserError, match=r"is not what benchmarks/length\.py writes: delete it, or make it anew: python"
+    ):
+        report.write(None, tmp_path)
+
+
+def test_a_wrong_length_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/length.py", "--lengths", "64,long"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode == 2 and "give numbers of tokens" in done.stderr.splitlines()[-1]

@@ -22,7 +22,7 @@ from hypotheses.config import compose
 from hypotheses.errors import UserError
 from hypotheses.experiment import Experiment
 from hypotheses.report import figures, tables, wording
-from hypotheses.report.reading import Section, over_images, section
+from hypotheses.report.reading import Section, lengths, over_images, section
 from hypotheses.report.tables import Table
 from hypotheses.verdict import Bed
 
@@ -50,7 +50,7 @@ def write(hypothesis: Experiment | None, results: Path, scale: str | None = None
         fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another one
         for file, text in outputs.items():
             record.write_aside(folder / file, text)
-        made = {file for kind in ("hypothesis_*", "published_*") for file in folder.glob(f"*/{kind}")}
+        made = {file for kind in ("hypothesis_*", "published_*", "length*") for file in folder.glob(f"*/{kind}")}
         for old in made - {folder / file for file in outputs}:
             old.unlink()  # of runs that are gone
     return said
@@ -71,9 +71,14 @@ def render(hypothesis: Experiment | None, results: Path, scale: str | None = Non
     drawn = {name: found for s in sections for name, found in figures.of_section(s).items()}
     drawn |= figures.of_the_paper(sections)
     listed = all_tables(sections)
+    measured = lengths(results)
+    if measured:
+        drawn |= figures.of_lengths(measured)
+        listed["length"] = tables.length(measured)
+    about_length = wording.length(measured) if measured else ""
     outputs = {
-        "index.html": html(sections, drawn, listed, unread),
-        "index.md": markdown(sections, drawn, listed, unread, results),
+        "index.html": html(sections, drawn, listed, unread, about_length),
+        "index.md": markdown(sections, drawn, listed, unread, results, about_length),
         "runs.csv": record.table([r for s in sections for r in s.records])
         .drop_duplicates()
         .to_csv(index=False, lineterminator="\n"),
@@ -140,7 +145,11 @@ def terminal(s: Section) -> str:
 
 
 def html(
-    sections: Sequence[Section], drawn: dict[str, tuple[str, str]], listed: dict[str, Table], unread: dict[str, str]
+    sections: Sequence[Section],
+    drawn: dict[str, tuple[str, str]],
+    listed: dict[str, Table],
+    unread: dict[str, str],
+    about_length: str,
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -204,6 +213,11 @@ def html(
             unread=unread,
             published=[table for name, table in listed.items() if name.startswith("published_")],
             paper=[(name, *pictures[name]) for name in figures.OF_THE_PAPER],
+            lengths={
+                "about": about_length,
+                "figures": [(name, *found) for name, found in pictures.items() if name.startswith("length_")],
+                "table": listed.get("length"),
+            },
             pictures_title=wording.PICTURES,
             again=wording.AGAIN,
             words=wording.WORDS,
@@ -223,6 +237,7 @@ def markdown(
     listed: dict[str, Table],
     unread: dict[str, str],
     results: Path,
+    about_length: str,
 ) -> str:
     lines = [f"# {TITLE}", "", ABOUT, "", "## Verdicts", ""]
     lines += [f"- **{wording.headline(s)}**" for s in sections]
@@ -265,6 +280,9 @@ def markdown(
             "",
         ]
         lines += [*(f"- {line}" for line in wording.provenance(s)), "", wording.rule(s.hypothesis)]
+    if about_length:
+        lines += ["", f"## {listed['length'].title}", "", about_length, "", *images(drawn, "length_")]
+        lines += [*listed["length"].markdown()]
     lines += ["", "## Published results", "", ASIDE, ""]
     lines += [line for name in figures.OF_THE_PAPER for line in images(drawn, name)]
     for name, table in listed.items():

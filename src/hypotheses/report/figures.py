@@ -278,6 +278,69 @@ def label_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
         axes.annotate(name, (x, y), xytext=(6, shift), textcoords="offset points", fontsize=7)
 
 
+# ---- of layers -------------------------------------------------------------------------------------------------------
+
+LAYERS = {  # of benchmarks/length.py
+    "attention, fully visible": (BAD, "o-"),
+    "attention, causal": (BAD, "s:"),
+    "SSM, causal": (GOOD, "s:"),
+    "SSM, both ways": (GOOD, "o-"),
+}
+
+
+def of_lengths(measured: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Time and memory of a layer against the number of tokens."""
+    ms, mib, kib = 1e3, 2.0**-20, 2.0**-10
+    return {
+        "length_kept": (
+            "What a causal layer keeps of the sequence so far, against its length",
+            lines(measured, "kept_bytes", kib, "kept for the next token (KiB)", "keys and values, or the state"),
+        ),
+        "length_forward": (
+            "Time of a layer against the length",
+            lines(measured, "forward_seconds", ms, "milliseconds", "forward, one layer"),
+        ),
+        "length_training": (
+            "Time of forward and backward of a layer against the length",
+            lines(measured, "training_seconds", ms, "milliseconds", "forward and backward, one layer"),
+        ),
+        "length_activations": (
+            "What autograd keeps of a layer against the length",
+            lines(measured, "training_bytes", mib, "kept for the backward pass (MiB)", "activations, one layer"),
+        ),
+    }
+
+
+def lines(measured: dict[str, Any], key: str, factor: float, unit: str, title: str) -> str:
+    """One quantity of every layer that has it; bars are ranges over the rounds."""
+    out: list[str] = []
+    with panel(f"{title}, D = {measured['dim']}", 3.2, out) as axes:
+        for name, (color, style) in LAYERS.items():
+            rows = [r for r in measured["rows"] if r["layer"] == name and key in r]
+            if not rows:
+                continue
+            values = [
+                r[key] if isinstance(r[key], dict) else dict.fromkeys(("median", "least", "most"), r[key]) for r in rows
+            ]
+            x = [r["tokens"] for r in rows]
+            axes.plot(x, [factor * v["median"] for v in values], style, color=color, ms=4, lw=1.4, label=name)
+            axes.vlines(
+                x, [factor * v["least"] for v in values], [factor * v["most"] for v in values], color=color, lw=1
+            )
+        tau = 6 * measured["dim"]
+        axes.axvline(tau, color=QUIET, lw=1, ls="--")
+        axes.annotate("L = 6D", (tau, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        ticks = sorted({r["tokens"] for r in measured["rows"]})
+        axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("tokens")
+        axes.set_ylabel(unit)
+        axes.legend(frameon=False, fontsize=7)
+    return out[0]
+
+
 # ---- of the paper, and ours beside it --------------------------------------------------------------------------------
 
 

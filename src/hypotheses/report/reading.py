@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
+from typing import Any
 
 from hypotheses import attempts, bootstrap, data, experiment, record, verdict
 from hypotheses.config import Config
+from hypotheses.errors import UserError
 from hypotheses.experiment import Arms, Experiment
 from hypotheses.verdict import Difference, Verdict
 
@@ -91,6 +94,35 @@ def arms_of(hypothesis: Experiment, scale: str, task: str) -> list[str]:
     if task in hypothesis.interaction:
         return [arms.control, *arms.treatments]
     return hypothesis.memory_arms(scale)
+
+
+LENGTH = Path("measured", "length.json")  # in results/
+
+
+def lengths(results: Path) -> dict[str, Any] | None:
+    """What benchmarks/length.py has measured; None where it has not. Raises UserError on anything else."""
+    file = results / LENGTH
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text())
+        for row in found["rows"]:
+            assert row["layer"] and row["tokens"] >= 1 and row["training_bytes"] >= 0
+            for key in ("forward_seconds", "training_seconds"):
+                assert 0 < row[key]["least"] <= row[key]["median"] <= row[key]["most"]
+        assert (
+            found["rows"]
+            and found["dim"]
+            and found["heads"]
+            and found["states"]
+            and found["rounds"]
+            and found["machine"]
+        )
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"{file} is not what benchmarks/length.py writes: delete it, or make it anew: python benchmarks/length.py --json {file}"
+        ) from error
+    return found
 
 
 @functools.cache

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from hypotheses import bootstrap, response
 from hypotheses.config import ROOT, is_dense
@@ -227,6 +228,37 @@ def seeds(s: Section, task: str) -> Table:
         for seed in sorted({seed for _, seed in runs})
     ]
     return Table(name, title, ["seed", *found], rows)
+
+
+# ---- of layers -------------------------------------------------------------------------------------------------------
+
+
+def length(measured: dict[str, Any]) -> Table:
+    """A row for each length and layer of what benchmarks/length.py has measured."""
+
+    def ms(seconds: dict[str, float] | None) -> str:
+        return (
+            ""
+            if seconds is None
+            else "{:.3g} ({:.3g} to {:.3g})".format(*(1e3 * seconds[k] for k in ("median", "least", "most")))
+        )
+
+    columns = ["tokens", "layer", "forward, ms", "training, ms", "kept for training, MiB", "next token, ms"]
+    rows = [
+        [
+            f"{r['tokens']:,}",
+            r["layer"],
+            ms(r["forward_seconds"]),
+            ms(r["training_seconds"]),
+            f"{r['training_bytes'] / 2**20:.3g}",
+            ms(r.get("next_token_seconds")),
+            f"{r['kept_bytes'] / 2**10:,.0f}" if "kept_bytes" in r else "",
+        ]
+        for r in measured["rows"]
+    ]
+    return Table(
+        "length", "A layer of attention and of an SSM against the length", [*columns, "kept for it, KiB"], rows
+    )
 
 
 # ---- of others -------------------------------------------------------------------------------------------------------

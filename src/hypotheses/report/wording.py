@@ -1,6 +1,7 @@
 """What a report says in words, each sentence in one place for terminal, page and Markdown. Numbers become text here."""
 
 import statistics
+from typing import Any
 
 from hypotheses import bootstrap
 from hypotheses.experiment import Experiment
@@ -188,6 +189,16 @@ def row_command(records: list[Record]) -> str:
     if all("CPU" in p["device"] for p in of_all):
         words += f" hardware=cpu hardware.threads={of_all[0]['threads']}"
     return f"for s in {seeds}; do python -m hypotheses.run {words} seed=$s paths.results=again/results paths.outputs=again/outputs; done"
+
+
+def length(measured: dict[str, Any]) -> str:
+    """What the figures of benchmarks/length.py show, and on what they were measured."""
+    return (
+        f"One layer at equal width (D = {measured['dim']}): attention with {measured['heads']} heads and its projections, the SSM with N = "
+        f"{measured['states']} states a channel; one sequence, float32; medians of {measured['rounds']} rounds with their range; "
+        f"{measured['machine']}. To go on with the next token, causal attention keeps a key and a value of every token before it, the SSM "
+        "its state alone. Attention's kernel keeps no L x L matrix. It is about cost, and decides nothing."
+    )
 
 
 def deviations(s: Section) -> list[str]:

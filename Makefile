@@ -99,6 +99,10 @@ reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/
 	rm -rf results/reference && mv results/.reference results/reference
 	$(PY) -m hypotheses.report paths.results=results/reference
 
+notebooks: no-selection .venv/ready  ## Run the notebooks; they are left with their output in outputs/notebooks/
+	@mkdir -p outputs/notebooks
+	@.venv/bin/jupyter-execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}'
+
 clean:  ## Remove what the demo has made: its digits, logs, records and reports
 	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report
 

@@ -32,6 +32,7 @@ from hypotheses.backbones import initialise
 from hypotheses.backbones.ssm import SSM
 from hypotheses.backbones.vit import Attention
 from hypotheses.record import write_aside
+from hypotheses.report import tables, wording
 
 LENGTHS = (64, 256, 1024, 4096, 16384)
 DIM, HEADS, STATES = 192, 3, 16  # of vit_tiny; N of the published Mamba blocks
@@ -193,21 +194,8 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     keep_memory()
     found = whole(DIM, HEADS, STATES, lengths_of(lengths, asked.rounds), asked.rounds)
-    print(f"D = {DIM}, {HEADS} heads, N = {STATES}; median (least to most) of {asked.rounds} rounds, milliseconds")
-    for row in found["rows"]:
-        shown = [f"{row['tokens']:6d} tokens  {row['layer']:24s}"]
-        for key, name in (
-            ("forward_seconds", "forward"),
-            ("training_seconds", "training"),
-            ("next_token_seconds", "next token"),
-        ):
-            if key in row:
-                ms = {k: 1e3 * v for k, v in row[key].items()}
-                shown.append(f"{name} {ms['median']:.3g} ({ms['least']:.3g} to {ms['most']:.3g})")
-        shown.append(f"kept for training {row['training_bytes'] / 2**20:.3g} MiB")
-        shown += [f"kept for the next token {row['kept_bytes'] / 2**10:.4g} KiB"] if "kept_bytes" in row else []
-        print("  ".join(shown), flush=True)
-    print(found["machine"])
+    shown = tables.length(found)
+    print(wording.length(found), "", *cost.columns([shown.columns, *shown.rows]), sep="\n")
     if asked.json:
         write_aside(Path(asked.json), json.dumps(found, indent=1) + "\n")
 

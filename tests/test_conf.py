@@ -76,7 +76,7 @@ def test_a_dose_is_what_it_says(dose):
     (stage,) = cost.stages(config["backbone"], *cost.image_size(config, None))
     assert (stage.channels, stage.stride, config["recipe"]["image_size"]) == (int(width), int(patch), int(pixels))
     said = (CONF / "dose" / f"{dose}.yaml").read_text()
-    assert f"# {stage.tokens} tokens of {width} channels, L/(6D) = {stage.ratio:.2f}: " in said
+    assert f"# {stage.tokens} tokens of {width} channels in {stage.blocks} blocks, L/(6D) = {stage.ratio:.2f}: " in said
 
 
 def test_an_interpolated_value_is_typed_once():
@@ -136,7 +136,7 @@ def test_the_arms_of_a_dose_differ_in_one_key_and_doses_in_none_but_their_own(do
         assert len(changed) == 2 and "backbone.name" in changed and changed <= set(hypothesis.pair_may_differ)
     without = experiment.config_of("demo", "imagenet", "mambaout_atto", 0, [])
     varied = {key for key, _, _ in record.differences(without, control)}
-    assert varied <= {"tag", "backbone.dims", "backbone.patch", "recipe.image_size"}
+    assert varied <= {"tag", "backbone.dims", "backbone.depths", "backbone.patch", "recipe.image_size"}
 
 
 @pytest.mark.parametrize("number", ["1", "2", "3"])

@@ -67,7 +67,10 @@ def test_a_slope_is_that_of_each_seeds_least_squares_line(runs_of):
             - runs[f"mambaout_atto+{dose}", seed]["metrics"]["top1_percent"]
             for dose in r
         ]
-        assert found.d[seed] == pytest.approx(np.polyfit(np.log2(list(r.values())), e, 1)[0], abs=1e-6)
+        line = np.polyfit(np.log2(list(r.values())), e, 1)
+        assert found.d[seed] == pytest.approx(line[0], abs=1e-6)
+        (drawn,) = response.responses(H, ARMS, runs, range(5))[:1]
+        assert drawn.line(0.7, seed) == pytest.approx(np.polyval(line, np.log2(0.7)), abs=1e-6)
     assert found.low < 0.7 < found.high and found.n == 5
     assert bed.margin == pytest.approx(2.0 / 4)  # over the four doublings from 16 to 256 tokens
 

@@ -50,11 +50,12 @@ class Response:
     ratios: dict[str, float]
     slope: Difference
 
-    def line(self, ratio: float) -> float:
-        """The mean over seeds of their lines, at a ratio: the line through the middle of x and of e, by the mean slope."""
+    def line(self, ratio: float, seed: int | None = None) -> float:
+        """The line of the seed of that place, or the mean of all of them, at a ratio."""
         middle = sum(map(math.log2, self.ratios.values())) / len(self.ratios)
-        level = sum(e.mean for e in self.gains.values()) / len(self.gains)
-        return level + self.slope.mean * (math.log2(ratio) - middle)
+        level = sum(e.mean if seed is None else e.d[seed] for e in self.gains.values()) / len(self.gains)
+        slope = self.slope.mean if seed is None else self.slope.d[seed]
+        return level + slope * (math.log2(ratio) - middle)
 
 
 def ratio(config: Config) -> float:
@@ -153,7 +154,8 @@ def judge(experiment: Experiment, scale: str, runs: Runs, seeds: Sequence[int], 
     bed = Bed(task, metric, tuple(deciding), None, extra, tuple(gates), tuple(missing), margin=margin)
     if missing:
         return Verdict(INCONCLUSIVE, gates[0].detail, (bed,), tuple(seeds))
-    outcome, reason = rule(*deciding, margin)
+    slope, over_sham = deciding
+    outcome, reason = rule(slope, over_sham, margin)
     if bed.failed:
         outcome, reason = INCONCLUSIVE, f"gate: {', '.join(bed.failed)}; if passed: {outcome}, {reason}"
     return Verdict(outcome, reason, (bed,), tuple(seeds))
@@ -209,12 +211,9 @@ def gates_of_doses(
 
 
 def merged(name: str, found: Mapping[str, Gate]) -> Gate:
-    """One gate of that of every dose: what speaks against it, or what each says."""
-    failed = {dose: gate for dose, gate in found.items() if not gate.passed}
-    said: dict[str, list[str]] = {}
-    for dose, gate in (failed or found).items():
-        said.setdefault(gate.detail, []).append(dose)
-    detail = "; ".join(
-        text if len(doses) == len(found) else f"{', '.join(doses)}: {text}" for text, doses in said.items()
-    )
-    return Gate(name, not failed, detail)
+    """One gate of that of every dose: which of them speak against it, or that none does, with what the first says."""
+    failed = {dose: gate.detail for dose, gate in found.items() if not gate.passed}
+    if failed:
+        return Gate(name, False, "; ".join(f"{dose}: {detail}" for dose, detail in failed.items()))
+    first, *others = found
+    return Gate(name, True, f"{first}: {found[first].detail}; and so in the other {len(others)} doses")

@@ -139,31 +139,37 @@ def dose(s: Section, bed: Bed) -> str:
         place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8, "color": BAD}
         axes.annotate("L = 6D", (1, 1), **place)
         over_control = [r for r in found if r.slope.control == s.arms.control]
+        first_way = next(iter(s.arms.doses.values()))
         for row, (r, marker) in enumerate(zip(over_control, "Dsv^<>", strict=False)):
             first, c = row == 0, r.slope
-            color, shift = (GOOD if first else QUIET), 1.05 ** (row - (len(over_control) - 1) / 2)
-            x = [r.ratios[name] * shift for name in r.gains]
-            if first:
-                for name, e in r.gains.items():
-                    axes.plot([r.ratios[name] * shift] * e.n, e.d, "o", color=color, ms=3, alpha=0.5, mew=0)
-                    axes.plot([r.ratios[name] * shift] * 2, [e.low, e.high], color=color, lw=1.6)
-            label = f"{c.treatment}: {interval(c)} per doubling"
-            axes.plot(x, [e.mean for e in r.gains.values()], marker, color=color, ms=5, ls="", label=label)
+            color = GOOD if first else QUIET
             ends = [min(r.ratios.values()), max(r.ratios.values())]
-            axes.plot(
-                ends, [r.line(end) for end in ends], color=color, lw=1.6 if first else 0.8, ls="-" if first else ":"
-            )
+            for name, e in r.gains.items():
+                of_first_way = name in first_way
+                x = r.ratios[name] * 1.07 ** (row - (len(over_control) - 1) / 2) * (1 if of_first_way else 1.035)
+                if first:
+                    axes.plot([x] * e.n, e.d, "o", color=color, ms=3, alpha=0.5, mew=0)
+                    axes.plot([x, x], [e.low, e.high], color=color, lw=1.6)
+                axes.plot([x], [e.mean], marker, color=color, ms=5, mfc=color if of_first_way else "none")
+            for seed in range(c.n if first else 0):
+                axes.plot(ends, [r.line(end, seed) for end in ends], color=color, lw=0.6, alpha=0.5)
+            label = f"{c.treatment}: {interval(c)} per doubling"
+            style = {"lw": 1.8, "ls": "-"} if first else {"lw": 0.8, "ls": ":"}
+            axes.plot(ends, [r.line(end) for end in ends], color=color, marker=marker, ms=0, label=label, **style)
         axes.set_xscale("log", base=2)
         if found:
             ticks = sorted(set(found[0].ratios.values()))
             axes.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
-            axes.legend(frameon=False, fontsize=7, loc="best")
+            legend = axes.legend(frameon=False, fontsize=7, loc="best")
+            for handle in legend.legend_handles:
+                handle.set_markersize(5)
         else:
             axes.text(0.5, 0.5, "no seed with all doses yet", transform=axes.transAxes, ha="center", color=INK)
         axes.minorticks_off()
         n = f", n = {found[0].slope.n} seeds" if found else ""
         axes.set_xlabel(
-            f"L/(6D), by patch and by resolution{n}\ndots: seeds; bar: {level(s.hypothesis.alpha)} interval; line: mean of the seeds' lines"
+            f"L/(6D){n}; filled: by {next(iter(s.arms.doses))}; open: by {[*s.arms.doses][-1]} alone\n"
+            f"dots and thin lines: seeds; bar: {level(s.hypothesis.alpha)} interval; thick line: their mean"
         )
         axes.set_ylabel(f"e = arm - {s.arms.control}, {METRICS[bed.task][bed.metric].title} (points)")
     return out[0]
@@ -288,26 +294,29 @@ LAYERS = {  # of benchmarks/length.py
 }
 
 
+QUANTITIES: dict[str, tuple[str, float, str, str, str]] = {  # of a layer: name of the figure -> key, factor to the unit, unit, title, what it shows
+    "length_kept": (
+        "kept_bytes", 2.0**-10, "kept for the next token (KiB)", "keys and values, or the state",
+        "What a causal layer keeps of the sequence so far, against its length",
+    ),
+    "length_forward": ("forward_seconds", 1e3, "milliseconds", "forward, one layer", "Time of a layer against the length"),
+    "length_training": (
+        "training_seconds", 1e3, "milliseconds", "forward and backward, one layer",
+        "Time of forward and backward of a layer against the length",
+    ),
+    "length_activations": (
+        "training_bytes", 2.0**-20, "kept for the backward pass (MiB)", "activations, one layer",
+        "What autograd keeps of a layer against the length",
+    ),
+}  # fmt: skip
+
+
 def of_lengths(measured: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Time and memory of a layer against the number of tokens."""
-    ms, mib, kib = 1e3, 2.0**-20, 2.0**-10
+    """Time and memory of a layer against the number of tokens, as far as they were measured."""
     return {
-        "length_kept": (
-            "What a causal layer keeps of the sequence so far, against its length",
-            lines(measured, "kept_bytes", kib, "kept for the next token (KiB)", "keys and values, or the state"),
-        ),
-        "length_forward": (
-            "Time of a layer against the length",
-            lines(measured, "forward_seconds", ms, "milliseconds", "forward, one layer"),
-        ),
-        "length_training": (
-            "Time of forward and backward of a layer against the length",
-            lines(measured, "training_seconds", ms, "milliseconds", "forward and backward, one layer"),
-        ),
-        "length_activations": (
-            "What autograd keeps of a layer against the length",
-            lines(measured, "training_bytes", mib, "kept for the backward pass (MiB)", "activations, one layer"),
-        ),
+        name: (shows, lines(measured, key, factor, unit, title))
+        for name, (key, factor, unit, title, shows) in QUANTITIES.items()
+        if any(key in row for row in measured["rows"])
     }
 
 
@@ -319,8 +328,9 @@ def lines(measured: dict[str, Any], key: str, factor: float, unit: str, title: s
             rows = [r for r in measured["rows"] if r["layer"] == name and key in r]
             if not rows:
                 continue
-            values = [
-                r[key] if isinstance(r[key], dict) else dict.fromkeys(("median", "least", "most"), r[key]) for r in rows
+            values: list[dict[str, float]] = [
+                r[key] if isinstance(r[key], dict) else {"median": r[key], "least": r[key], "most": r[key]}
+                for r in rows
             ]
             x = [r["tokens"] for r in rows]
             axes.plot(x, [factor * v["median"] for v in values], style, color=color, ms=4, lw=1.4, label=name)

@@ -237,10 +237,13 @@ def length(measured: dict[str, Any]) -> Table:
     """A row for each length and layer of what benchmarks/length.py has measured."""
 
     def ms(seconds: dict[str, float] | None) -> str:
-        return (
-            ""
-            if seconds is None
-            else "{:.3g} ({:.3g} to {:.3g})".format(*(1e3 * seconds[k] for k in ("median", "least", "most")))
+        if seconds is None:
+            return ""
+        return "{} ({} to {})".format(
+            *(
+                f"{1e3 * s:,.0f}" if s >= 0.1 else f"{1e3 * s:.3g}"
+                for s in (seconds[k] for k in ("median", "least", "most"))
+            )
         )
 
     columns = ["tokens", "layer", "forward, ms", "training, ms", "kept for training, MiB", "next token, ms"]

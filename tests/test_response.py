@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hypotheses import experiment, power, record, report, response, verdict
+from hypotheses import experiment, power, record, report, response, selection, sweep, verdict
 from hypotheses.config import ROOT
 from hypotheses.errors import UserError
 from hypotheses.report import tables
@@ -207,6 +207,20 @@ def test_what_more_seeds_would_decide_is_in_the_slopes_unit(results):
     assert [line.split() for line in shown.splitlines() if line.split()[:1] == ["registered"]] == [
         ["registered", "0.5"]
     ] * 2
+
+
+@pytest.mark.slow
+def test_a_run_of_a_dose_as_the_sweep_starts_it_is_the_registered_one(paths, tmp_path):
+    arm = "mambaout_atto_identity+d24_p4_16px"
+    overrides = [*paths, "hardware=cpu"]
+    asked = selection.Selection(H, "demo", 1, [arm], ["imagenet"], 1, None, overrides)
+    assert sweep.sweep(asked) == 0
+    made = record.read(tmp_path / f"results/records/demo/imagenet/{arm}/seed_0.json")
+    assert made["config"]["recipe"]["image_size"] == 16 and made["cost"]["params"] == 16250
+    s = report.section(H, tmp_path / "results", "demo")
+    assert list(s.runs["imagenet"]) == [(arm, 0)] and s.verdict.reason == "1 of the 150 registered runs are recorded"
+    assert not [line for line in s.deviations if "registered is" in line]
+    assert sweep.sweep(asked) == 0  # and is taken, not made again
 
 
 # ---- a layer against the length --------------------------------------------------------------------------------------

@@ -123,10 +123,15 @@ def gates_title(hypothesis: Experiment) -> str:
     return f"Gates, any of which {effect}:"
 
 
+MANY = 10  # arms that would not be read
+
+
 def missing(bed: Bed) -> str:
     by_arm: dict[str, list[str]] = {}
     for arm, seed in bed.missing:
         by_arm.setdefault(arm, []).append(str(seed))
+    if len(by_arm) > MANY:
+        return f"{len(bed.missing)} runs of {len(by_arm)} arms, which make status lists"
     return "; ".join(f"{arm} seed {', '.join(seeds)}" for arm, seeds in by_arm.items())
 
 

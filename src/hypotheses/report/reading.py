@@ -75,7 +75,7 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
                     odd.append(f"{found['address']}: {key} was {was}, registered is {now}")
                     if task == memory or arm in arms.registered():
                         unregistered[task].append(odd[-1])
-            if (folder / "seed_0.jpg").exists():
+            if (folder / "seed_0.jpg").exists() and not arms.doses:  # whose arms are many, and show the same digits
                 pictures[task][arm] = folder / "seed_0.jpg"
     judged = verdict.judge(hypothesis, scale, runs, unregistered)
     runs = {task: {k: r for k, r in runs[task].items() if k[1] in judged.seeds} for task in hypothesis.metrics()}

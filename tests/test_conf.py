@@ -136,7 +136,7 @@ def test_the_arms_of_a_dose_differ_in_one_key_and_doses_in_none_but_their_own(do
         assert len(changed) == 2 and "backbone.name" in changed and changed <= set(hypothesis.pair_may_differ)
     without = experiment.config_of("demo", "imagenet", "mambaout_atto", 0, [])
     varied = {key for key, _, _ in record.differences(without, control)}
-    assert varied <= {"tag", "backbone.dims", "backbone.depths", "backbone.patch", "recipe.image_size"}
+    assert varied <= {"tag", "backbone.dims", "backbone.depths", "backbone.patch", "recipe.image_size", "recipe.epochs"}
 
 
 @pytest.mark.parametrize("number", ["1", "2", "3"])

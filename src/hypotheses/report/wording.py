@@ -119,8 +119,8 @@ def gates_title(hypothesis: Experiment) -> str:
     effect = (
         "keeps the task out of the verdict" if hypothesis.test == "superiority" else "makes the verdict inconclusive"
     )
-    effect = f"in any dose, {effect}" if hypothesis.test == "dose_response" else effect
-    return f"Gates, any of which {effect}:"
+    where = ", in any dose," if hypothesis.test == "dose_response" else ""
+    return f"Gates, any of which{where} {effect}:"
 
 
 MANY = 10  # arms that would not be read

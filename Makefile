@@ -58,15 +58,28 @@ bundle: no-selection .venv/ready  ## Pack records, events, rules and environment
 report: no-sweep-options .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2, 3 or 4 show that one
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
+publish: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2, 3 or 4: send a finished sweep to W&B, or send it again; ARGS='--project P --entity E'
+	@$(PY) -m hypotheses.publish $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+
+dashboard: no-selection .venv/ready  ## W&B's own view of the runs here, in the terminal and without a network; says where the report's page is
+	@$(PY) -m hypotheses.dashboard $(ARGS)
+
 power: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2, 3 or 4: what more seeds would decide, from the spread seen so far
 	@$(PY) -m hypotheses.power $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
-test: .venv/ready  ## Lint, types and tests (the slow ones: make test-slow)
+check: .venv/ready  ## Lint, format, types, and the links of README and docs: a minute
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/basedpyright
+	@$(PY) -m pytest --noconftest --quiet -n 0 tests/test_links.py
+
+test: check  ## make check, and the tests (the slow ones: make test-slow)
 	@$(PY) -m pytest $(ARGS)
 
 test-slow: .venv/ready  ## The tests that take longer: whole sweeps, two processes, set-up
 	@$(PY) -m pytest -m slow $(ARGS)
+
+docs: .venv/ready  ## Build the documentation: docs/_build/html/index.html
+	@$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 bench: .venv/bench  ## Measure the scan, the networks and the trainer against their peers (half an hour)
 	@$(PY) benchmarks/scan.py
@@ -103,8 +116,8 @@ notebooks: no-selection .venv/ready  ## Run the notebooks; they are left with th
 	@mkdir -p outputs/notebooks
 	@.venv/bin/jupyter-execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}'
 
-clean:  ## Remove what the demo has made: its digits, logs, records and reports
-	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report
+clean:  ## Remove what the demo has made: its digits, logs, records and reports, and what W&B keeps here
+	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report results/wandb
 
 need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi
@@ -137,4 +150,4 @@ no-sweep-options: no-launcher
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status reproduce verify bundle report test test-slow bench reference clean need-hyp no-launcher no-sweep-options no-selection
+.PHONY: help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference notebooks clean need-hyp no-launcher no-sweep-options no-selection

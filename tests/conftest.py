@@ -19,6 +19,8 @@ torch.set_num_threads(1)  # tests run side by side
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS"):  # `make test ARGS=...` is not for the make that a test types
     os.environ.pop(name, None)
 
+os.environ["WANDB_MODE"] = "disabled"  # but where a test is about it
+
 BACKBONES = sorted(p.stem for p in (CONF / "backbone").glob("*.yaml"))
 
 

@@ -365,12 +365,6 @@ def test_a_folder_that_is_not_there_is_no_report(tmp_path, one_line_error):
     )
 
 
-def test_every_link_of_the_readmes_leads_to_a_file():
-    for file in (ROOT / "README.md", ROOT / "results/README.md"):
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", file.read_text()):
-            assert (file.parent / target).exists(), target
-
-
 def test_make_refuses_options_that_it_would_not_use():
     for words in (["report", "SEEDS=10"], ["report", "TASK=coco", "HYP=2"], ["power", "HYP=1", "ARMS=all"]):
         done = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True)

@@ -40,6 +40,7 @@ def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(
         record.path(config),
         bootstrap.path(record.path(config)),
         record.path(config).with_suffix(".jpg"),
+        record.path(config).with_suffix(".jsonl"),
     }
     assert {f.name for f in (tmp_path / "results").iterdir()} == {"records", "registered", "attempts", "provenance"}
     assert (

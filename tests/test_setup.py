@@ -13,7 +13,7 @@ from hypotheses.config import ROOT
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    for name in ("Makefile", "pyproject.toml", "README.md", "src", "conf"):
+    for name in ("Makefile", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "src", "conf"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     lock = (ROOT / "requirements.lock").read_text().splitlines()
     (tmp_path / "requirements.lock").write_text(
@@ -72,6 +72,6 @@ def test_a_launcher_is_for_a_sweep_alone(copy):
 
 def test_help_lists_every_target(copy):
     shown = make(copy, "help").stdout
-    for target in ("setup", "sweep", "report", "test", "test-slow", "bench", "clean", "help"):
+    for target in ("setup", "sweep", "report", "check", "test", "test-slow", "docs", "bench", "clean", "help"):
         assert f"make {target} " in shown
     assert not (copy / ".venv").exists()

@@ -92,7 +92,7 @@ def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
         (["1", "--seeds", "7"], "SEEDS=7 is not a planned look; the registered ones are 5, 10, 20"),
         (["1", "--arms", "some"], "ARMS=some: say all"),
         (["1", "--jobs", "0"], "JOBS=0"),
-        (["1", "recipe.epochs=1"], "a sweep takes hardware, cluster, paths and resume only"),
+        (["1", "recipe.epochs=1"], "a sweep takes hardware, cluster, paths, resume and wandb only"),
         (["1", "--scale", "paper", "paths.imagenet=/nowhere"], "no images at /nowhere/train"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",

@@ -287,7 +287,7 @@ def test_a_record_says_what_it_was_made_with(made):
     assert bool(kept["changes"]) == found["dirty"]
     assert found["machine"]["cores"] == len(os.sched_getaffinity(0)) and found["machine"]["memory_bytes"] > 2**30
     assert found["flags"]["deterministic"] is True
-    assert {"weights", "predictions", "pictures"} == found["artefacts"].keys()
+    assert {"weights", "predictions", "pictures", "rows"} == found["artefacts"].keys()
 
 
 def test_uncommitted_changes_are_kept_and_can_be_applied(tmp_path, monkeypatch):

@@ -25,5 +25,7 @@ response.py   the verdict of a dose-response: a slope per seed against L/(6D)
 report/       records and hypotheses -> results/report/: page, figures, tables
 notebook.py   what the notebooks share
 power.py      what more seeds would decide
+tracking.py   what W&B is told of a run, and how; tracker.py, the process that tells it
+publish.py    a finished sweep, told again from its records, with a workspace; dashboard.py shows what is kept here
 progress.py   a run's bar, its metrics as rows of a file, and its heartbeat
 """

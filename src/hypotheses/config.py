@@ -181,10 +181,13 @@ SOURCES = {  # of images, by task
 }
 MODES = ("train", "eval")
 RESUME = ("same", "any", "never")
+WANDB = {name: name for name in ("offline", "online", "off")} | {  # and what W&B itself calls them in WANDB_MODE
+    "dryrun": "offline", "run": "online", "shared": "online", "disabled": "off", "False": "off", "": "offline",
+}  # fmt: skip
 PATHS = {"data", "imagenet", "coco", "ade20k", "outputs", "results"}
 KEYS = {
     "task", "backbone", "scale", "recipe", "mode", "weights", "pretrained", "hardware", "cluster", "seed", "tag", "resume",
-    "paths",
+    "paths", "wandb",
 }  # fmt: skip
 
 
@@ -252,6 +255,9 @@ def resolve(cfg: Any) -> Config:
         raise UserError(f"mode.name={mode}: choose one of {', '.join(MODES)}")
     if config["resume"] not in RESUME:
         raise UserError(f"resume={config['resume']}: choose one of {', '.join(RESUME)}")
+    if (asked := str(config["wandb"])) not in WANDB:
+        raise UserError(f"wandb={asked} (or WANDB_MODE={asked}): choose one of offline, online, off")
+    config["wandb"] = WANDB[asked]
     if mode == "eval" and weights is None:
         raise UserError(
             "mode=eval needs weights to evaluate: add weights=SOURCE, a file, an https:// address or a hub id such as "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hypotheses.record import write_aside
+from hypotheses.tracking import Live
 
 HEARTBEAT = 2.0  # seconds
 
@@ -31,7 +32,7 @@ class Progress:
     heartbeat.json  step, steps, seconds since start and seconds left, written every HEARTBEAT seconds
 
     A run that goes on from a checkpoint gives the `step` it goes on from, with the `rows` and `seconds` until there. Of a
-    measurement `only` says how many steps are enough: then `Enough` is raised.
+    measurement `only` says how many steps are enough: then `Enough` is raised. W&B is `told` every row, the earlier ones first.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Progress:
         seconds: float = 0.0,
         rows: Sequence[Mapping[str, float]] = (),
         only: int | None = None,
+        told: Live | None = None,
     ):
         from tqdm import tqdm
 
@@ -50,10 +52,13 @@ class Progress:
         self.begun = self.beat_at = time.monotonic()
         self.start = self.begun - seconds
         self.kept = [dict(row) for row in rows]
-        self.only, self.ends = only, list[float]()
+        self.only, self.ends, self.told = only, list[float](), told
         self.shown: dict[str, str] = {}
         self.rows = open(folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
         self.rows.writelines(json.dumps(row) + "\n" for row in self.kept)
+        if told:
+            for row in self.kept:
+                told.row(row)
         # in a log, where there is no terminal to redraw, a line now and then is enough
         interval = 0.5 if sys.stderr.isatty() else 30.0
         self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", mininterval=interval, dynamic_ncols=True)
@@ -82,6 +87,8 @@ class Progress:
         row = {"step": self.step, **values, "seconds": round(time.monotonic() - self.start, 3)}
         self.kept.append(row)
         self.rows.write(json.dumps(row) + "\n")
+        if self.told:
+            self.told.row(row)
 
     def beat(self) -> None:
         self.beat_at = time.monotonic()

@@ -94,6 +94,12 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def keep(source: Path, target: Path) -> str:
+    """Copy a file of a run to beside its record; its sha256."""
+    write_aside(target, source.read_bytes())
+    return sha256(target)
+
+
 def checksum(record: Record) -> str:
     """A hash of everything else in a record."""
     rest = {key: value for key, value in record.items() if key != "checksum"}
@@ -256,7 +262,7 @@ def replace(results: Path, address: str) -> Path:
     while (folder := results / "replaced" / f"{address}_{number}").exists():
         number += 1
     folder.mkdir(parents=True)
-    for suffix in (".json", ".npz", ".jpg"):
+    for suffix in (".json", ".npz", ".jpg", ".jsonl"):
         if (file := source.parent / f"{source.name}{suffix}").exists():
             os.replace(file, folder / file.name)
     return folder

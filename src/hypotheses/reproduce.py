@@ -56,7 +56,7 @@ def config_of(old: Record, overrides: list[str]) -> Config:
     threads = [f"hardware.threads={old['provenance']['threads']}"]
     config = compose([*(f"{k}={v}" for k, v in names.items()), f"seed={old['config']['seed']}", *threads, *overrides])
     arm = old["address"].split("/")[2]
-    return config | old["config"] | {"tag": arm.partition("+")[2] or None, "resume": "same"}
+    return config | old["config"] | {"tag": arm.partition("+")[2] or None, "resume": "same", "wandb": "off"}
 
 
 def compare(old: Record, new: Record, results: Path) -> Outcome:

@@ -35,6 +35,7 @@ from hypotheses import (
     provenance,
     record,
     stopping,
+    tracking,
 )
 from hypotheses.checkpoint import Checkpoints
 from hypotheses.config import CONF, Config, explain, of_grid, resolve
@@ -105,21 +106,25 @@ def run(config: Config) -> record.Record | None:
         if main_process:
             (folder / "heartbeat.json").unlink(missing_ok=True)  # of an earlier attempt
             attempt.enter_context(attempts.noted(results, address))
-        if (found := checkpoints.find()) and main_process:
-            print(f"{address}: goes on from its checkpoint of step {found.step}")
-        task = tasks.load(config["task"]["name"])
-        job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None, checkpoints))
-        task.train(job)
-        metrics = task.evaluate(job)
-        if not main_process:
-            return None
-        result: record.Record = {
+        begun: record.Record = {
             "address": address,
             "identity": identity,
             "config": {key: config[key] for key in record.IDENTITY},
             "data_fingerprint": images.fingerprint,
-            "metrics": metrics,
             "cost": network,
+            "provenance": made,
+        }
+        told = attempt.enter_context(tracking.live(config, begun)) if main_process else None
+        if (found := checkpoints.find()) and main_process:
+            print(f"{address}: goes on from its checkpoint of step {found.step}")
+        task = tasks.load(config["task"]["name"])
+        job = task.build(tasks.Run(config, images, folder, str(start.file) if start else None, checkpoints, told=told))
+        task.train(job)
+        metrics = task.evaluate(job)
+        if not main_process:
+            return None
+        result: record.Record = begun | {
+            "metrics": metrics,
             "curve": task.curve(job),
             "seconds": round(checkpoints.elapsed(), 1),
             "provenance": made
@@ -145,6 +150,7 @@ def run(config: Config) -> record.Record | None:
         artefacts = {
             "predictions": bootstrap.write(bootstrap.path(target), task.predictions(job)),
             "weights": record.sha256(folder / "weights.pt"),
+            "rows": record.keep(folder / "metrics.jsonl", target.with_suffix(".jsonl")),
         }
         if drawn:
             record.write_aside(target.with_suffix(".jpg"), drawn)
@@ -152,6 +158,8 @@ def run(config: Config) -> record.Record | None:
         result["provenance"] |= {"predictions": artefacts["predictions"], "artefacts": artefacts}
         record.write(target, result)  # the last file of a run: where it is, everything is
         checkpoints.clear()
+        if told:
+            told.recorded(result, target)
         attempt.close()
     shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     print(f"{address}: {shown}; {result['seconds']:.0f} seconds; {record.path(config)}")
@@ -376,6 +384,7 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR2)  # on which a run that hangs says where
     if "TORCHELASTIC_RUN_ID" in os.environ:
         stopping.end_with_parent()
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # timm would import it, which takes half a second, and might fail
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises, and does not print and exit
     with one_line(), explained():
         try:

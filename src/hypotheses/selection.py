@@ -17,7 +17,7 @@ LAST = " [ARGS='hardware=cpu paths.data=FOLDER']"
 @dataclasses.dataclass(frozen=True)
 class Selection:
     """stale      what to do with records of other code: "reuse" or "rerun"; None where the user has not said
-    overrides  Hydra's, of hardware, cluster, paths and resume
+    overrides  Hydra's, of hardware, cluster, paths, resume and wandb
     launcher   what starts the runs: "local" or "slurm"; said to a sweep alone"""
 
     hypothesis: Experiment
@@ -50,7 +50,9 @@ def parser(target: str, about: str, more: str = "", after: str = "") -> argparse
     parser.add_argument("--jobs", type=int, help="runs side by side; one per core or GPU by default")
     parser.add_argument("--stale", help="what to do with records of other code: reuse, or rerun")
     parser.add_argument(
-        "overrides", nargs="*", help="hardware=..., hardware.key=..., cluster.key=..., paths.key=..., resume=any|never"
+        "overrides",
+        nargs="*",
+        help="hardware=..., hardware.key=..., cluster.key=..., paths.key=..., resume=any|never, wandb=online|off",
     )
     return parser
 
@@ -75,9 +77,9 @@ def read(asked: argparse.Namespace) -> Selection:
     if asked.stale not in (None, *STALES):
         raise UserError(f"STALE={asked.stale}: choose one of {', '.join(STALES)}, or leave it out to be asked")
     for override in asked.overrides:
-        if override.split("=")[0].split(".")[0] not in ("hardware", "cluster", "paths", "resume"):
+        if override.split("=")[0].split(".")[0] not in ("hardware", "cluster", "paths", "resume", "wandb"):
             raise UserError(
-                f"{override}: a sweep takes hardware, cluster, paths and resume only, the rest is registered; for a variant use "
+                f"{override}: a sweep takes hardware, cluster, paths, resume and wandb only, the rest is registered; for a variant use "
                 f"python -m hypotheses.run {shlex.quote(override)} tag=NAME"
             )
     arms = hypothesis.scales[asked.scale]

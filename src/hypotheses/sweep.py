@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from hypotheses import attempts, claims, data, experiment, failures, record, report, selection, standing
+from hypotheses import attempts, claims, data, experiment, failures, record, report, selection, standing, tracking
 from hypotheses.config import Config
 from hypotheses.data import preflight
 from hypotheses.errors import UserError, command
@@ -104,7 +104,8 @@ def sweep(asked: Selection) -> int:
     print(f"{name}: {', '.join(parts)}, {how}", flush=True)
     if old and asked.stale == "reuse":
         print(f"note: {len(old)} recorded runs were made by other code or software, and are taken as they are")
-    return 1 if missing and work.run() else 0
+    with tracking.shared(configs[0]["wandb"] if missing and asked.launcher == "local" else "off"):
+        return 1 if missing and work.run() else 0
 
 
 def work_on(asked: Selection, configs: list[Config], missing: list[standing.Standing]) -> "tuple[Work, str]":
@@ -468,7 +469,8 @@ def main(arguments: list[str] | None = None) -> int:
     if budget is not None:
         plan.check_budget(plan.make(asked), budget)
     code = sweep(asked)
-    results = Path(asked.configs()[0]["paths"]["results"])
+    config = asked.configs()[0]
+    results = Path(config["paths"]["results"])
     for bed in report.section(asked.hypothesis, results, asked.scale).verdict.beds:
         if bed.wanted and bed.task in asked.tasks:
             print(
@@ -480,6 +482,11 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             code |= sweep(dataclasses.replace(asked, arms=list(bed.wanted), tasks=[bed.task]))
     print(report.write(asked.hypothesis, results, asked.scale))
+    if config["wandb"] != "off":
+        from hypotheses import publish
+
+        found = report.section(asked.hypothesis, results, asked.scale)
+        tracking.tell(lambda: publish.verdict_story(found, results), config["wandb"], results)
     return code
 
 

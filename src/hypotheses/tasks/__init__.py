@@ -22,13 +22,14 @@ from types import ModuleType
 from hypotheses.checkpoint import Checkpoints
 from hypotheses.config import Config
 from hypotheses.data import Images
+from hypotheses.tracking import Live
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a task is given: the resolved config, the data, the folder for logs, the file of weights that the backbone starts
     from (None: from its seed), and the checkpoints, from whose `start` it goes on (None: none are written). Of a measurement,
-    after how many steps it ends, by `Enough`."""
+    after how many steps it ends, by `Enough`. W&B, which is `told` its rows (None: it is not)."""
 
     config: Config
     images: Images
@@ -36,6 +37,7 @@ class Run:
     pretrained: str | None = None
     checkpoints: Checkpoints | None = None
     only_steps: int | None = None
+    told: Live | None = None
 
 
 def load(name: str) -> ModuleType:

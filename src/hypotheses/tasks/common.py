@@ -140,7 +140,7 @@ def start_progress(run: Run, steps: int, rows: Sequence[Mapping[str, float]]) ->
     name = f"{config['task']['name']} {config['backbone']['name']} seed {config['seed']}"
     start = run.checkpoints.start if run.checkpoints else None
     return Progress(
-        run.folder, name, steps, *((start.step, start.seconds) if start else (0, 0.0)), rows, run.only_steps
+        run.folder, name, steps, *((start.step, start.seconds) if start else (0, 0.0)), rows, run.only_steps, run.told
     )
 
 

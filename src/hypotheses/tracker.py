@@ -1,0 +1,198 @@
+"""The process that hands what tracking.py tells to wandb, which is imported here and in publish.py alone.
+
+    python -m hypotheses.tracker                a run's own: messages come from standard input, a socket, a line of JSON each
+    python -m hypotheses.tracker --listen FD    of a sweep: as many runs as connect, until standard input is closed
+
+A run whose messages end without an `end` was killed. The answer to an `end` is "done", when everything is written or sent.
+"""
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import shutil
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hypotheses.tracking import PROJECT, STEP, Message
+
+STATS = 5.0  # seconds between two system metrics
+KILLED = 255  # exit code of a run that could not say how it ended
+LAST = (
+    300.0  # seconds after which the end of a run is given up, which a server that is not there could hold up for days
+)
+FOLDER = re.compile(r"(?:offline-)?run-\d{8}_\d{6}-(.+)")
+SAID = set[str]()  # the same of every run of a sweep is said once
+ALIEN = ("RUN_ID", "RESUME", "SWEEP_ID", "NAME", "RUN_GROUP", "JOB_TYPE", "TAGS", "NOTES", "SERVICE", "DIR", "DISABLED")
+
+
+class Writer:
+    """Hands the messages about one run to wandb, which keeps them in results/wandb/. Each of them is there once: what an earlier
+    attempt has left is moved to results/wandb/earlier/, since wandb cannot go on with a run that it keeps offline, and the rows of
+    that attempt are told again by the one that goes on."""
+
+    starting = threading.Lock()
+
+    def __init__(self, mode: str, results: Path, pid: int | None, folder: Path | None = None):
+        """`pid` of the process whose use of the machine is measured; None: of none. `folder` is where wandb/ is made, the results by
+        default."""
+        self.mode, self.results, self.pid, self.folder = mode, results, pid, folder or results
+        self.run: Any = None
+
+    def hear(self, message: Message) -> None:
+        for kind, what in message.items():
+            getattr(self, f"on_{kind}")(what)
+
+    def on_open(self, about: dict[str, Any]) -> None:
+        import wandb
+
+        if self.folder == self.results:
+            put_aside(self.results / "wandb", about["id"], about["job_type"] == "train")
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            x_save_requirements=False,
+            x_disable_stats=self.pid is None,
+            x_stats_pid=self.pid or os.getpid(),
+            x_stats_track_process_tree=True,
+            x_stats_sampling_interval=STATS,
+        )
+        with self.starting:
+            self.run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT") or PROJECT,
+                entity=os.environ.get("WANDB_ENTITY") or None,
+                dir=str(self.folder),
+                mode=self.mode,  # type: ignore[arg-type]
+                reinit="create_new",
+                resume=None,  # what a server has of this id is written over, whole
+                settings=settings,
+                **about,
+            )
+        if about["job_type"] == "train":
+            self.run.define_metric("*", step_metric=STEP)
+
+    def on_row(self, values: dict[str, float]) -> None:
+        self.run.log(values)
+
+    def on_content(self, found: dict[str, Any]) -> None:
+        import wandb
+
+        if pictures := found.get("pictures"):
+            step = {STEP: found["step"]} if found["step"] is not None else {}
+            self.run.log(step | {"val/pictures": wandb.Image(pictures)})
+        for name, table in found.get("tables", {}).items():
+            self.run.log({f"tables/{name}": wandb.Table(columns=table["columns"], data=table["rows"])})
+        if found.get("page"):
+            self.run.log({"report": wandb.Html(Path(found["page"]).read_text(), inject=False)})
+        self.run.summary.update(found["summary"])
+
+    def on_end(self, code: int) -> None:
+        if self.run:
+            self.run.finish(exit_code=code)
+        self.run = None
+
+
+def put_aside(folder: Path, run: str, keep: bool) -> None:
+    """Make room for a run: what there is of its id is kept in earlier/, for its system metrics, or removed."""
+    for old in [f for f in folder.glob("*run-*") if (name := FOLDER.fullmatch(f.name)) and name[1] == run]:
+        with contextlib.suppress(OSError):
+            if keep:
+                (folder / "earlier").mkdir(exist_ok=True)
+                os.replace(old, folder / "earlier" / old.name)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def prepare(results: Path) -> None:
+    """What wandb keeps besides runs lies in results/wandb/ too, and what this process was given about a run of its own is not for these."""
+    for name in ("CACHE", "DATA", "ARTIFACT"):
+        os.environ.setdefault(f"WANDB_{name}_DIR", str(results / "wandb" / name.lower()))
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    for name in ALIEN:
+        os.environ.pop(f"WANDB_{name}", None)
+    os.environ.pop("WANDB_MODE", None)  # it is said with each run
+
+
+def listen(channel: socket.socket) -> None:
+    """Hear one run to its end."""
+    writer = None
+    try:
+        with channel, channel.makefile("rb") as lines:
+            for message in parsed(lines):
+                if hello := message.pop("hello", None):
+                    prepare(Path(hello["results"]))
+                    writer = Writer(hello["mode"], Path(hello["results"]), hello["pid"])
+                elif writer and "end" in message:
+                    with limited():
+                        writer.hear(message)
+                    with contextlib.suppress(OSError):  # a run of a sweep does not wait for long
+                        channel.sendall(b"done\n")
+                    return
+                elif writer:
+                    writer.hear(message)
+            if writer:
+                with limited():
+                    writer.on_end(KILLED)
+    except Exception as error:  # whatever wandb raises; the run sees that its channel is closed
+        first = " ".join(str(error).split())[:300]
+        said = f"note: W&B failed ({type(error).__name__}: {first}); no run is changed by it"
+        if said not in SAID:
+            print(said, file=sys.stderr, flush=True)
+        SAID.add(said)
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """End this process where what is inside takes too long."""
+    timer = threading.Timer(LAST, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def parsed(lines: Iterable[bytes]) -> Iterable[Message]:
+    """Whole messages; what a run that was killed has left of one is none."""
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def serve(listener: socket.socket) -> list[threading.Thread]:
+    """Hear every run that connects, until standard input is closed."""
+    threads = []
+    with listener, selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(0, selectors.EVENT_READ)
+        while True:
+            ready = [key.fileobj for key, _ in selector.select()]
+            if listener in ready:
+                channel, _ = listener.accept()
+                threads.append(threading.Thread(target=listen, args=(channel,), daemon=True))
+                threads[-1].start()
+            elif 0 in ready and not os.read(0, 1):
+                return threads
+
+
+def main(arguments: list[str]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # a cluster signals every process
+        signal.signal(number, signal.SIG_IGN)
+    if arguments:
+        for thread in serve(socket.socket(fileno=int(arguments[1]))):
+            thread.join()
+    else:
+        listen(socket.socket(fileno=0))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,448 @@
+"""What W&B is told, read back by its own reader from what it keeps offline, and by a stand-in of its server."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb.util import get_core_path
+
+from hypotheses import experiment, publish, record, report, tracker, tracking
+from hypotheses.config import ROOT, compose
+from hypotheses.errors import UserError
+from hypotheses.run import run
+from stand_in import KEY, serving
+
+REFERENCE = ROOT / "results" / "reference"
+SMOKE = ["scale=smoke", "hardware=cpu", "hardware.threads=1"]
+SHARED = {"trainer/global_step", "train/loss", "lr", "time/seconds"}
+THEIRS = ("_runtime", "_step", "_timestamp", "_wandb")  # keys that wandb adds
+
+
+def plain(item: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if not key.startswith(THEIRS)}
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A .wandb file as wandb's own reader prints it: how its run was opened, rows, summary, system metrics and exit code."""
+    words = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", file, file.parents[1]]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = {"rows": [], "summary": {}, "stats": [], "exit": None}
+    for line in map(json.loads, done.stdout.splitlines()):
+        what = line.get(line["type"])
+        if line["type"] == "run":
+            found["run"] = what
+        elif line["type"] == "history":
+            found["rows"].append(plain(what["item"]))
+        elif line["type"] == "summary":
+            found["summary"] |= plain(what["update"])
+        elif line["type"] == "stats":
+            found["stats"].append(what["item"])
+        elif line["type"] == "exit":
+            found["exit"] = what.get("exit_code", 0)
+    return found
+
+
+def kept(results: Path) -> dict[str, dict[str, Any]]:
+    """Every run that W&B keeps in a folder of results, by its id."""
+    files = list((results / "wandb").glob("*run-*/run-*.wandb"))
+    found = {file.stem.removeprefix("run-"): read(file) for file in files}
+    assert len(found) == len(files), "an id that is there twice"
+    return found
+
+
+def from_reference(folder: Path, *addresses: str) -> list[tuple[record.Record, Path]]:
+    """Copies of committed records, of which those of classification are given the rows that they were made before."""
+    found = []
+    for address in addresses:
+        source, file = REFERENCE / "records" / f"{address}.json", folder / "records" / f"{address}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, file)
+        one = record.read(file)
+        rows = [{"step": 93 * i} | row | {"lr": 0.1, "seconds": 2.0 * i} for i, row in enumerate(one["curve"], 1)]
+        file.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found.append((one, file))
+    return found
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_an_id_is_of_what_a_run_is_and_fits():
+    one = tracking.run_id("demo/imagenet/mambaout_atto/seed_0", "a")
+    assert one == tracking.run_id("demo/imagenet/mambaout_atto/seed_0", "a")
+    assert one.startswith("demo-imagenet-mambaout_atto-seed_0-")
+    others = [
+        tracking.run_id("demo/imagenet/mambaout_atto/seed_0", "b"),
+        tracking.run_id("demo/imagenet/mambaout_atto+x/seed_0", "a"),
+        *(
+            tracking.run_id(f"paper/imagenet/mambaout_tiny_matched_params+{'long' * 20}/seed_{k}", "a")
+            for k in range(2)
+        ),
+    ]
+    assert len({one, *others}) == 5
+    assert all(len(name) <= 64 and not set("/\\#?%:+") & set(name) for name in others)
+
+
+@pytest.mark.parametrize(
+    ("address", "group", "serves"),
+    [
+        ("demo/imagenet/mambaout_atto/seed_0", "hypothesis_1_demo", ["H1"]),
+        ("demo/recall/mambaout_atto/seed_0", "hypothesis_1_demo", ["H1", "H2"]),
+        ("demo/coco/mambaout_atto_ssm/seed_4", "hypothesis_2_demo", ["H2"]),
+        ("demo/imagenet/vit_atto_causal/seed_0", "hypothesis_1_demo", ["H1", "H3"]),
+        ("demo/imagenet/mambaout_atto+wide/seed_0", "demo_others", []),
+        ("smoke/imagenet/mambaout_atto/seed_0", "smoke_others", []),
+        ("demo/imagenet/mambaout_atto/seed_100", "demo_others", []),
+    ],
+)
+def test_a_run_is_grouped_and_tagged_by_the_hypotheses_that_have_it(address, group, serves):
+    scale, task, name, _ = address.split("/")
+    one = record.read(REFERENCE / "records/demo/imagenet/mambaout_atto/seed_0.json") | {"address": address}
+    about = tracking.opening(one)["open"]
+    assert about["group"] == group and about["name"] == address and about["job_type"] == "train"
+    assert about["tags"] == [*serves, task, name, scale, "1 x CPU (AMD EPYC)"]
+    assert about["config"]["recipe"] == one["config"]["recipe"] and about["config"]["identity"] == one["identity"]
+    assert about["config"]["provenance"]["commit"] == one["provenance"]["commit"]
+
+
+def test_the_mode_is_that_of_the_command_else_of_the_environment_else_offline(monkeypatch, one_line_error):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert compose([])["wandb"] == "online" and compose(["wandb=off"])["wandb"] == "off"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert compose([])["wandb"] == "off" and compose(["wandb=offline"])["wandb"] == "offline"
+    monkeypatch.delenv("WANDB_MODE")
+    assert compose([])["wandb"] == "offline"
+    with pytest.raises(UserError, match=r"wandb=ofline .*choose one of offline, online, off"):
+        compose(["wandb=ofline"])
+    one, two = (record.identity(compose([f"wandb={mode}"]), "data") for mode in ("off", "online"))
+    assert one == two
+
+
+# ---- while it trains -------------------------------------------------------------------------------------------------
+
+
+def test_both_runners_tell_the_same_keys_on_the_same_axis_and_publish_tells_them_again(paths, tmp_path, monkeypatch):
+    """Each run once, under an id of its own; the whole configuration, pictures and system metrics; nothing outside of results/; and the
+    same weights as without it."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    results = tmp_path / "results"
+    made = [run(compose([*paths, *SMOKE, f"task={task}", "wandb=offline"])) for task in ("imagenet", "ade20k")]
+    places = [paths[0], *(f"paths.{name}={tmp_path / 'off' / name}" for name in ("outputs", "results"))]
+    plainly = [run(compose([*places, *SMOKE, f"task={task}", "wandb=off"])) for task in ("imagenet", "ade20k")]
+    for one, other in zip(made, plainly, strict=True):
+        assert one["provenance"]["artefacts"]["weights"] == other["provenance"]["artefacts"]["weights"]
+    assert not (tmp_path / "off/results/wandb").exists()
+    found = kept(results)
+    assert set(found) == {tracking.run_id(one["address"], one["identity"]) for one in made}
+    for one in made:
+        told, file = (
+            found[tracking.run_id(one["address"], one["identity"])],
+            results / "records" / f"{one['address']}.json",
+        )
+        *rows, pictures = told["rows"]
+        assert len(rows) == len(one["curve"]) > 0 and told["exit"] == 0
+        metrics = {f"val/{name}" for name in one["curve"][0] if "percent" in name or "val_loss" in name}
+        metrics = {"val/loss" if name == "val/val_loss" else name for name in metrics}
+        assert all(set(row) == SHARED | metrics for row in rows)
+        assert [row["train/loss"] for row in rows] == [row["train_loss"] for row in one["curve"]]
+        assert pictures["trainer/global_step"] == rows[-1]["trainer/global_step"] == 2
+        image = next(
+            (results / "wandb").glob(f"*-{one['address'].replace('/', '-')}-*/files/{pictures['val/pictures.path']}")
+        )
+        assert image.read_bytes() == file.with_suffix(".jpg").read_bytes()
+        name, value = next((name, value) for name, value in one["metrics"].items() if name.endswith("percent"))
+        assert told["summary"][f"final/{name}"] == value and told["summary"]["cost/params"] == one["cost"]["params"]
+        config = told["run"]["config"]["update"]
+        assert config["recipe"]["batch_size"] == one["config"]["recipe"]["batch_size"]
+        assert any(item.get("proc.memory.rssMB", 0) > 100 for item in told["stats"])  # of the run, not of the tracker
+        again = publish_offline(tmp_path / one["address"].split("/")[1], one, file)
+        assert (again["rows"][:-1], again["summary"]) == (rows, told["summary"])
+        assert plain(again["run"]["config"]["update"]) == plain(config)
+    wandb_files = [f for f in (tmp_path / "home").rglob("*") if "wandb" in f.as_posix()]
+    assert not wandb_files
+
+
+def publish_offline(results: Path, one: record.Record, file: Path) -> dict[str, Any]:
+    tracking.tell(lambda: tracking.story(one, file), "offline", results)
+    (found,) = kept(results).values()
+    return found
+
+
+BROKEN = {  # what stands in front of wandb
+    "no such package": "raise ImportError('not here')",
+    "refuses to start": "def init(**_): raise RuntimeError('no start')\nclass Settings:\n    def __init__(self, **_): pass",
+    "dies": "import os\nos._exit(3)",
+    "hangs": "import time\ntime.sleep(600)",
+}
+
+
+def front(folder: Path, how: str) -> None:
+    (folder / "front" / "wandb").mkdir(parents=True)
+    (folder / "front" / "wandb" / "__init__.py").write_text(BROKEN[how])
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_wandb_that_fails_neither_stops_nor_changes_a_run(how, paths, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(tracking.PATIENCE, "offline", 3.0)
+    weights = []
+    for mode in ("off", "offline"):
+        places = [paths[0], *(f"paths.{name}={tmp_path / mode / name}" for name in ("outputs", "results"))]
+        if mode == "offline":
+            front(tmp_path, how)
+            monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'front'}:{os.environ.get('PYTHONPATH', '')}")
+        made = run(compose([*places, *SMOKE, f"wandb={mode}"]))
+        assert made
+        weights.append(sha256(tmp_path / mode / "outputs" / made["address"] / "weights.pt"))
+    assert weights[0] == weights[1] == made["provenance"]["artefacts"]["weights"]
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note: W&B")]
+    assert 1 <= len(said) <= 2 and "Traceback" not in "".join(said), said
+    assert "make publish tells it all" in said[-1]
+
+
+def test_a_run_imports_no_wandb_and_keeps_its_signals(paths, tmp_path):
+    """Even where timm would, and where that would never end."""
+    code = (
+        "import signal, sys\nfrom hypotheses import run\nrun.main()\nimport timm.utils\n"
+        "print(sys.modules['wandb'], *(signal.getsignal(n) for n in (10, 15)))\n"
+    )
+    front(tmp_path, "hangs")
+    given = os.environ | {"PYTHONPATH": f"{tmp_path / 'front'}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *SMOKE, *paths], capture_output=True, text=True, cwd=ROOT, env=given, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"None {signal.SIG_DFL!s} {signal.SIG_DFL!s}"
+    made = run(compose([*paths[:1], f"paths.outputs={tmp_path / 'o'}", f"paths.results={tmp_path / 'r'}", *SMOKE]))
+    weights = "smoke/imagenet/mambaout_atto/seed_0/weights.pt"
+    assert made and sha256(tmp_path / "o" / weights) == sha256(tmp_path / "outputs" / weights)
+
+
+def test_a_run_that_goes_on_is_there_once_and_whole(tmp_path):
+    """The rows of before are told again by the attempt that goes on, and what the killed one has left is put aside."""
+    ((one, file),) = from_reference(tmp_path, "demo/ade20k/mambaout_atto/seed_0")
+    opening, first, *others = tracking.story(one, file)
+    killed = tracking.Live("offline", tmp_path)
+    killed.send(**opening)
+    killed.send(**first)
+    assert killed.channel and killed.process
+    killed.channel.close()  # as the system does at SIGKILL
+    killed.process.wait(60)
+    (before,) = kept(tmp_path).values()
+    assert before["exit"] == tracker.KILLED and len(before["rows"]) == 1
+    tracking.tell(lambda: [opening, first, *others], "offline", tmp_path)
+    (after,) = kept(tmp_path).values()
+    assert after["exit"] == 0 and [row["trainer/global_step"] for row in after["rows"][:8]] == [
+        200 * i for i in range(1, 9)
+    ]
+    (aside,) = (tmp_path / "wandb" / "earlier").glob("*/*.wandb")
+    assert read(aside)["rows"] == before["rows"]
+
+
+def test_the_runs_of_a_sweep_share_a_tracker(tmp_path, monkeypatch):
+    started = []
+    spawn = tracking.spawn
+    monkeypatch.setattr(tracking, "spawn", lambda *a, **k: started.append(spawn(*a, **k)) or started[-1])
+    runs = from_reference(tmp_path, *(f"demo/ade20k/mambaout_atto/seed_{k}" for k in range(2)))
+    with tracking.shared("offline"):
+        both = [tracking.Live("offline", tmp_path) for _ in runs]
+        for messages in zip(*(tracking.story(*one) for one in runs), strict=True):  # side by side
+            for told, message in zip(both, messages, strict=True):
+                told.send(**message)
+        for told in both:
+            told.close()
+    assert len(started) == 1 and started[0].returncode == 0 and tracking.SHARED not in os.environ
+    found = kept(tmp_path)
+    for one, _ in runs:
+        rows = found[tracking.run_id(one["address"], one["identity"])]["rows"]
+        assert [row["val/miou_percent"] for row in rows if "val/miou_percent" in row] == [
+            row["miou_percent"] for row in one["curve"]
+        ]
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_tells(paths, tmp_path, command):
+    done = command("hypotheses.run", *SMOKE, "hardware.devices=2", *paths, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    ((_, told),) = kept(tmp_path / "results").items()
+    assert told["exit"] == 0 and told["rows"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_whole_in_wandb_when_it_has_gone_on(paths, tmp_path):
+    words = [*SMOKE, "recipe.epochs=40", "tag=long", "hardware.checkpoint_seconds=0", *paths, "wandb=offline"]
+    start = [sys.executable, "-m", "hypotheses.run", *words]
+    first = subprocess.Popen(start, cwd=ROOT, stderr=subprocess.DEVNULL)
+    rows = tmp_path / "outputs/smoke/imagenet/mambaout_atto+long/seed_0/metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (rows.exists() and rows.read_text().count("\n") > 3):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert subprocess.run(start, cwd=ROOT, capture_output=True).returncode == 0
+    ((_, told),) = kept(tmp_path / "results").items()
+    values = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert len(values) == 40 and told["exit"] == 0
+    assert [row["train/loss"] for row in told["rows"][:40]] == [row["train_loss"] for row in values]
+
+
+# ---- publish ---------------------------------------------------------------------------------------------------------
+
+ARMS = ("vit_atto", "vit_atto_causal")
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Path:
+    """The folder of results of a small part of a sweep, with a report."""
+    folder = tmp_path / "results"
+    from_reference(folder, *(f"demo/imagenet/{arm}/seed_0" for arm in ARMS))
+    shutil.copytree(REFERENCE / "report" / "tables", folder / "report" / "tables")
+    later = time.time() + 60
+    (folder / "report" / "index.html").write_text("<p>the page</p>")
+    os.utime(folder / "report" / "index.html", (later, later))
+    return folder
+
+
+def test_publish_sends_every_run_whole_and_again_the_same(sweep, tmp_path, command):
+    """To the stand-in, which had a half of one run from elsewhere."""
+    with serving() as server:
+        given = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "HOME": str(tmp_path)}
+        one = record.read(sweep / "records/demo/imagenet/vit_atto/seed_0.json")
+        name = tracking.run_id(one["address"], one["identity"])
+        half = {"files": {"wandb-history.jsonl": ['{"half": 1}'] * 99}, "opened": 0}
+        server.runs[name] = half
+        seen = []
+        for _ in range(2):
+            done = command("hypotheses.publish", "3", "--project", "P", f"paths.results={sweep}", **given)
+            assert done.returncode == 0, done.stdout + done.stderr
+            seen.append(
+                {
+                    run: [plain(json.loads(line)) for line in what["files"]["wandb-history.jsonl"]]
+                    for run, what in server.runs.items()
+                    if what["jobType"] == "train"
+                }
+            )
+        assert seen[0] == seen[1] and len(seen[0]) == 2 and len(server.runs) == 3
+        (summary,) = server.runs["verdict-hypothesis_3_demo"]["files"]["wandb-summary.json"]
+        assert json.loads(summary)["verdict"] == "inconclusive" and "tables/gates" in summary
+        assert [row["trainer/global_step"] for row in seen[1][name]] == [93 * i for i in range(1, 6)]
+        sent = server.runs[name]
+        assert (sent["project"], sent["groupName"], sent["jobType"], sent["exitcode"]) == (
+            "P",
+            "hypothesis_1_demo",
+            "train",
+            0,
+        )
+        assert sent["opened"] >= 2 and "RunResumeStatus" not in server.asked  # each time as a new one, over the old
+        ((view, saved),) = server.views.items()  # saved twice, under one name
+        assert saved["entityName"] == "us" and "vit_atto" not in view
+    assert not list((sweep / "wandb").glob("*run-*")) and not list((sweep / "wandb").glob(".sending*"))
+
+
+def test_a_run_is_told_live_to_a_server(paths, tmp_path, monkeypatch):
+    with serving() as server:
+        for name, value in (("WANDB_BASE_URL", server.url), ("WANDB_API_KEY", KEY), ("HOME", str(tmp_path))):
+            monkeypatch.setenv(name, value)
+        made = run(compose([*paths, *SMOKE, "wandb=online"]))
+        assert made
+        sent = server.runs[tracking.run_id(made["address"], made["identity"])]
+    first, *_ = [json.loads(line) for line in sent["files"]["wandb-history.jsonl"]]
+    assert first["train/loss"] == made["curve"][0]["train_loss"] and first["trainer/global_step"] == 2
+    assert sent["exitcode"] == 0 and any(
+        "system.proc.memory.rssMB" in line for line in sent["files"]["wandb-events.jsonl"]
+    )
+
+
+def test_without_account_or_network_publish_says_what_to_do(sweep, tmp_path, one_line_error):
+    nobody = {"WANDB_MODE": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
+    said = one_line_error("hypotheses.publish", "3", f"paths.results={sweep}", **nobody)
+    assert (
+        "no account for W&B" in said and "wandb login" in said and "WANDB_API_KEY" in said and "WANDB_BASE_URL" in said
+    )
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        there = nobody | {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": address}
+        said = one_line_error("hypotheses.publish", "3", f"paths.results={sweep}", **there)
+    assert f"no W&B at {address}" in said and "check the network" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "mode", "message"),
+    [
+        ([], "online", "say which hypothesis: make publish HYP=1"),
+        (["1"], "online", "no records of hypothesis_1_pilot"),
+        (["3"], "disabled", "WANDB_MODE=disabled: unset it to publish"),
+    ],
+)
+def test_what_publish_cannot_do_is_said(words, mode, message, sweep, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    scale = ["--scale", "pilot"] if words == ["1"] else []
+    with pytest.raises(UserError, match=message):
+        publish.main([*words, *scale, f"paths.results={sweep}"])
+
+
+def test_the_verdict_is_a_run_with_its_tables_and_page(sweep):
+    s = report.section(experiment.load("3"), sweep, "demo")
+    tracking.tell(lambda: publish.verdict_story(s, sweep), "offline", sweep)
+    tracking.tell(lambda: publish.verdict_story(s, sweep), "offline", sweep)
+    ((name, told),) = kept(sweep).items()
+    assert name == "verdict-hypothesis_3_demo" and told["summary"]["verdict"] == "inconclusive"
+    (folder,) = (sweep / "wandb").glob("*verdict*")
+    tables = {f.name.rsplit("_", 2)[0]: json.loads(f.read_text()) for f in folder.rglob("*.table.json")}
+    gates = tables["gates"]
+    assert gates["columns"] == ["task", "gate", "outcome", "detail"]
+    assert [row[1:] for row in gates["data"]] == [
+        [g.name, "passed" if g.passed else "failed", g.detail] for g in s.verdict.beds[0].gates
+    ]
+    with open(sweep / "report/tables/hypothesis_3_demo_imagenet_seeds.csv", newline="") as file:
+        assert [tables["imagenet_seeds"]["columns"], *tables["imagenet_seeds"]["data"]] == list(csv.reader(file))
+    (page,) = folder.rglob("*.html")
+    assert page.read_text() == (sweep / "report" / "index.html").read_text()
+
+
+def test_the_workspace_shows_what_is_told(sweep):
+    """Each key that it plots is one that a run has, and its filter finds the runs of the sweep."""
+    hypothesis = experiment.load("2")
+    s = report.section(hypothesis, sweep, "demo")
+    made = publish.workspace(s, "us", "P")
+    spec = made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
+    told = set()
+    for task, name in (("ade20k", "ade20k"), ("coco", "coco"), ("recall", "recall")):
+        ((one, file),) = from_reference(sweep / name, f"demo/{task}/mambaout_atto/seed_0")
+        for message in tracking.story(one, file):
+            told |= message.get("row", {}).keys() | message.get("content", {}).get("summary", {}).keys()
+            about = message.get("open", {"tags": ["H2"], "config": {"scale": {"name": "demo"}}})
+            assert "H2" in about["tags"] and about["config"]["scale"]["name"] == "demo"
+    plotted = set()
+    for panel in (panel for section in made.sections for panel in section.panels):
+        plotted |= set(getattr(panel, "y", ()) if isinstance(getattr(panel, "y", ()), list) else ())
+        plotted |= set(getattr(panel, "metrics", None) or ())
+    assert {"val/box_ap_percent", "val/miou_percent", "final/top1_percent", "train/loss", "lr"} <= plotted
+    assert plotted <= told
+    for word in ("val/pictures", "tables/gates", "trainer/global_step", '"H2"', "Hypothesis 2, demo scale"):
+        assert word in spec or word in made.name, word
+
+
+def test_the_dashboard_says_where_everything_is(sweep, command, one_line_error):
+    done = command("hypotheses.dashboard", f"paths.results={sweep}")
+    assert done.returncode == 2 and "no W&B runs in" in done.stderr and "WANDB_MODE=offline make publish" in done.stderr
+    (sweep / "wandb" / "offline-run-20260101_000000-x").mkdir(parents=True)
+    done = command("hypotheses.dashboard", f"paths.results={sweep}")
+    assert done.returncode == 0 and "report/index.html" in done.stdout
+    assert f"wandb leet {sweep / 'wandb'}" in done.stdout

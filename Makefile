@@ -33,16 +33,16 @@ help:  ## Show this list
 
 setup: .venv/ready  ## Make the environment in .venv (the other targets do it themselves)
 
-sweep: need-hyp .venv/ready  ## HYP=1, 2 or 3: train what is missing of a hypothesis, then judge it and write its report
+sweep: need-hyp .venv/ready  ## HYP=1, 2, 3 or 4: train what is missing of a hypothesis, then judge it and write its report
 	@$(PY) -m hypotheses.sweep $(SWEEP) $(if $(BUDGET),--budget $(BUDGET)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(ARGS)
 
 SWEEP = $(HYP) $(if $(SCALE),--scale $(SCALE)) $(if $(TASK),--task $(TASK)) $(if $(SEEDS),--seeds $(SEEDS)) \
 	$(if $(ARMS),--arms $(ARMS)) $(if $(JOBS),--jobs $(JOBS)) $(if $(STALE),--stale $(STALE))
 
-plan: need-hyp no-launcher .venv/ready  ## HYP=1, 2 or 3: what the sweep would do with each run and why, and what it costs
+plan: need-hyp no-launcher .venv/ready  ## HYP=1, 2, 3 or 4: what the sweep would do with each run and why, and what it costs
 	@$(PY) -m hypotheses.plan $(SWEEP) $(if $(BUDGET),--budget $(BUDGET)) $(ARGS)
 
-status: need-hyp no-launcher .venv/ready  ## HYP=1, 2 or 3: where each run stands; ARGS=--watch redraws it, ARGS=--json is for machines
+status: need-hyp no-launcher .venv/ready  ## HYP=1, 2, 3 or 4: where each run stands; ARGS=--watch redraws it, ARGS=--json is for machines
 	@$(PY) -m hypotheses.status $(SWEEP) $(ARGS)
 
 reproduce: no-selection .venv/ready  ## RUN=demo/imagenet/mambaout_atto/seed_0: make a record again in a folder of its own, and compare
@@ -55,16 +55,16 @@ verify: no-selection .venv/ready  ## Whether all results are whole: hashes, metr
 bundle: no-selection .venv/ready  ## Pack records, events, rules and environment into BUNDLE=outputs/bundle.tar.gz, for another machine to verify
 	@$(PY) -m hypotheses.verify --bundle $(or $(BUNDLE),outputs/bundle.tar.gz) $(ARGS)
 
-report: no-sweep-options .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2 or 3 show that one
+report: no-sweep-options .venv/ready  ## Judge the records that are there and write results/report/; with HYP=1, 2, 3 or 4 show that one
 	@$(PY) -m hypotheses.report $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
-publish: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2 or 3: send a finished sweep to W&B, or send it again; ARGS='--project P --entity E'
+publish: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2, 3 or 4: send a finished sweep to W&B, or send it again; ARGS='--project P --entity E'
 	@$(PY) -m hypotheses.publish $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 dashboard: no-selection .venv/ready  ## W&B's own view of the runs here, in the terminal and without a network; says where the report's page is
 	@$(PY) -m hypotheses.dashboard $(ARGS)
 
-power: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2 or 3: what more seeds would decide, from the spread seen so far
+power: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2, 3 or 4: what more seeds would decide, from the spread seen so far
 	@$(PY) -m hypotheses.power $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
 check: .venv/ready  ## Lint, format, types, and the links of README and docs: a minute
@@ -92,6 +92,7 @@ bench: .venv/bench  ## Measure the scan, the networks and the trainer against th
 	@$(PY) benchmarks/backbone.py --model mambaout_atto --arms
 	@$(PY) benchmarks/trainer_overhead.py
 	@$(PY) benchmarks/loading.py
+	@$(PY) benchmarks/length.py --json results/measured/length.json
 
 # the peers of the benchmarks: in the lock file too, but only installed for them
 .venv/bench: .venv/ready
@@ -106,9 +107,14 @@ reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/
 	for task in $(TASKS); do for kind in records attempts; do cp -r results/$$kind/demo/$$task results/.reference/$$kind/demo/; done; done
 	cp -r results/registered results/provenance results/.reference/
 	find results/.reference -name '*.jpg' ! -name 'seed_0.jpg' -delete
-	find results/.reference -name '*+*' -prune -exec rm -rf {} + # variants with a tag
+	find results/.reference -name '*+*' ! -name '*+d*_p*px' -prune -exec rm -rf {} + # variants with a tag, but for the doses of hypothesis 4
+	for kept in results results/reference; do if test -d $$kept/measured; then cp -r $$kept/measured results/.reference/; break; fi; done
 	rm -rf results/reference && mv results/.reference results/reference
 	$(PY) -m hypotheses.report paths.results=results/reference
+
+notebooks: no-selection .venv/ready  ## Run the notebooks; they are left with their output in outputs/notebooks/
+	@mkdir -p outputs/notebooks
+	@.venv/bin/jupyter-execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}'
 
 clean:  ## Remove what the demo has made: its digits, logs, records and reports, and what W&B keeps here
 	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report results/wandb
@@ -144,4 +150,4 @@ no-sweep-options: no-launcher
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference clean need-hyp no-launcher no-sweep-options no-selection
+.PHONY: help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference notebooks clean need-hyp no-launcher no-sweep-options no-selection

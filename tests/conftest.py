@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hypotheses import allocator, bootstrap, experiment, metrics, record
-from hypotheses.config import CONF, ROOT, compose
+from hypotheses.config import CONF, ROOT
 
 torch.set_num_threads(1)  # tests run side by side
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS"):  # `make test ARGS=...` is not for the make that a test types
@@ -73,7 +73,7 @@ def hypothesis() -> experiment.Experiment:
 
 @functools.cache
 def composed(task: str, backbone: str) -> dict:
-    return compose([f"task={task}", f"backbone={backbone}"])
+    return experiment.config_of("demo", task, backbone, 0, [])
 
 
 @pytest.fixture

@@ -54,6 +54,16 @@ def test_maps_keep_the_contract(name):
         assert x.shape == (2, dim, 96 // stride, 64 // stride)
 
 
+@pytest.mark.parametrize("patch", [1, 2, 4, 8, 16])
+def test_a_patch_of_any_size_leaves_no_pixel_out(patch):
+    network = backbones.build(config("mambaout_atto") | {"patch": patch, "mixer": "identity"})
+    image = torch.randn(1, 3, 32, 32, requires_grad=True)
+    (x,) = network(image)
+    assert x.shape == (1, 48, 32 // patch, 32 // patch) and network.strides == [patch]
+    x.square().sum().backward()
+    assert image.grad is not None and image.grad.abs().amin() > 0
+
+
 def reach(layer: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
     """(L, L) booleans of a layer on maps of `shape`, tokens first and channels last: does token i change when j does?"""
     x = torch.randn(shape, dtype=torch.float64).flatten(0, -2)  # (L, C)
@@ -249,6 +259,7 @@ def test_norms_biases_and_the_states_of_the_ssm_are_not_decayed():
         ({"mixr": "ssm"}, "no such key; did you mean mixer"),
         ({"family": "resnet"}, "choose one of mambaout, vit"),
         ({"dims": [48, 96]}, "give one each"),
+        ({"patch": 3}, "choose one of 1, 2, 4, 8, 16"),
         ({"init": "zeros"}, "choose one of published, fan_in"),
         ({"kernel_size": 6}, "give an odd number"),
         ({"mixer_stages": [2]}, r"give some of \[1\], or null"),

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from conftest import BACKBONES
-from hypotheses import experiment, record
+from hypotheses import cost, experiment, record
 from hypotheses.config import CONF, ROOT, compose
 from hypotheses.errors import UserError
 
@@ -52,12 +52,31 @@ def test_the_dropped_paths_of_detection_and_segmentation_follow_the_size_not_the
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda f: f.relative_to(CONF).as_posix())
 def test_every_yaml_starts_with_its_command(file):
-    first = file.read_text().splitlines()[0]
+    first = file.read_text().removeprefix("# @package _global_\n").splitlines()[0]  # Hydra wants that in front
     assert re.match(r"# (python|torchrun .*) -m hypotheses\.run ", first)
     asked = [word for word in first.split("hypotheses.run ")[1].split() if "=" in word]
     if file.parent != CONF and file.parent.name != "recipe":
         assert f"{file.parent.name}={file.stem}" in asked
     compose(asked)
+
+
+def test_the_published_patch_is_as_if_it_were_not_there():
+    """So what was run before there was such a key keeps its identity."""
+    assert "patch" not in compose(["backbone=mambaout_atto"])["backbone"]
+    assert compose(["backbone=mambaout_atto", "backbone.patch=2"])["backbone"]["patch"] == 2
+    assert compose(["backbone=vit_atto"])["backbone"]["patch"] == 4
+
+
+@pytest.mark.parametrize("dose", GROUPS["dose"])
+def test_a_dose_is_what_it_says(dose):
+    """Its name is the address of its runs; the number of its comment is that of hypotheses.cost."""
+    config = compose(["backbone=mambaout_atto_k13", f"dose={dose}"])
+    assert record.address(config) == f"demo/imagenet/mambaout_atto_k13+{dose}/seed_0"
+    width, patch, pixels = re.fullmatch(r"d(\d+)_p(\d+)_(\d+)px", dose).groups()  # type: ignore[union-attr]
+    (stage,) = cost.stages(config["backbone"], *cost.image_size(config, None))
+    assert (stage.channels, stage.stride, config["recipe"]["image_size"]) == (int(width), int(patch), int(pixels))
+    said = (CONF / "dose" / f"{dose}.yaml").read_text()
+    assert f"# {stage.tokens} tokens of {width} channels in {stage.blocks} blocks, L/(6D) = {stage.ratio:.2f}: " in said
 
 
 def test_an_interpolated_value_is_typed_once():
@@ -103,7 +122,21 @@ def test_every_experiment_names_runs_that_compose(file):
     for scale, arms in hypothesis.scales.items():
         for task in hypothesis.tasks:
             for arm in arms.all():
-                assert experiment.config_of(scale, task, arm, 0, [])["backbone"]["name"] == arm
+                assert record.arm(experiment.config_of(scale, task, arm, 0, [])) == arm
+
+
+@pytest.mark.parametrize("dose", experiment.load("4").scales["demo"].each_dose())
+def test_the_arms_of_a_dose_differ_in_one_key_and_doses_in_none_but_their_own(dose):
+    hypothesis = experiment.load("4")
+    arms = hypothesis.scales["demo"].at(dose)
+    control = experiment.config_of("demo", "imagenet", arms.control, 0, [])
+    for arm in arms.of_a_dose()[1:]:
+        other = experiment.config_of("demo", "imagenet", arm, 0, [])
+        changed = {key for key, _, _ in record.differences(control, other)}
+        assert len(changed) == 2 and "backbone.name" in changed and changed <= set(hypothesis.pair_may_differ)
+    without = experiment.config_of("demo", "imagenet", "mambaout_atto", 0, [])
+    varied = {key for key, _, _ in record.differences(without, control)}
+    assert varied <= {"tag", "backbone.dims", "backbone.depths", "backbone.patch", "recipe.image_size", "recipe.epochs"}
 
 
 @pytest.mark.parametrize("number", ["1", "2", "3"])

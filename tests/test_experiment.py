@@ -71,7 +71,7 @@ def test_what_is_registered():
         ("solved: 60.0", "solved: 20.0", r"positive_control: give an unsolved below solved"),
         ("seeds: 3, ", "", r"key positive_control\.seeds is missing"),
         ("shams: {mambaout_atto_ssm: mambaout_atto_sham}", "shams: {}", r"mambaout_atto_ssm has no sham at scale demo"),
-        ("test: non_inferiority", "test: t_test", r"choose one of non_inferiority, superiority"),
+        ("test: non_inferiority", "test: t_test", r"choose one of non_inferiority, superiority, dose_response"),
         ("claim: An", "claim: [An", r"hypothesis_9\.yaml, line \d+: not valid YAML"),
     ],
 )
@@ -79,6 +79,27 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
     assert old in TEXT
     with pytest.raises(UserError, match=message):
         parse(tmp_path, TEXT.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("d24_p8_32px, ", "d24_p8_32, ", r"demo\.doses: no dose 'd24_p8_32' in conf/dose/; did you mean d24_p8_32px\?"),
+        ("[d24_p8_32px, d24_p4_32px, d24_p2_32px]", "[d24_p8_32px]", r"demo\.doses\.patch: give two doses or more"),
+        ("test: dose_response", "test: superiority", r"demo\.doses: a dose_response has some, and nothing else has"),
+        ("shams: {mambaout_atto_ssm: mambaout_atto_sham}", "shams: {}", r"one of treatments with its sham in shams"),
+        (
+            "mambaout_atto_k25]",
+            "mambaout_atto_k24]",
+            r"no backbone 'mambaout_atto_k24'; did you mean mambaout_atto_k25\?",
+        ),
+    ],
+)
+def test_a_mistake_in_doses_is_named(tmp_path, old, new, message):
+    text = (experiment.FOLDER / "hypothesis_4.yaml").read_text()
+    assert old in text
+    with pytest.raises(UserError, match=message):
+        parse(tmp_path, text.replace(old, new, 1))
 
 
 def test_a_positive_control_without_a_recipe_is_named(tmp_path, monkeypatch):
@@ -90,7 +111,7 @@ def test_a_positive_control_without_a_recipe_is_named(tmp_path, monkeypatch):
 
 
 def test_an_unknown_hypothesis_is_refused():
-    with pytest.raises(UserError, match="HYP=9: no such hypothesis; registered in experiments/: 1, 2, 3"):
+    with pytest.raises(UserError, match="HYP=9: no such hypothesis; registered in experiments/: 1, 2, 3, 4"):
         experiment.load("9")
 
 

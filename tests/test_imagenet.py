@@ -37,6 +37,18 @@ def test_the_paper_recipe():
     assert (recipe["drop_path"], recipe["crop_pct"]) == (0.2, 1.0)
 
 
+def test_digits_are_enlarged_to_the_size_of_the_recipe(paths, tmp_path):
+    def made(*overrides):
+        config = compose([*paths, "hardware=cpu", *overrides])
+        run = tasks.Run(config, data.prepare(config), tmp_path)
+        return images.dataset(run, "val").images.float()  # type: ignore[attr-defined]
+
+    drawn, larger = made(), made("dose=d24_p4_64px")
+    assert drawn.shape[2:] == (32, 32) and larger.shape[2:] == (64, 64)
+    again = torch.nn.functional.avg_pool2d(larger, 2)  # enlarging and shrinking changes little of what is to be seen
+    assert (again - drawn).abs().mean() < 0.35 * drawn.std()
+
+
 def test_the_schedule_warms_up_linearly_and_falls_as_half_a_cosine(build):
     module = build("recipe.epochs=10", "recipe.schedule.warmup_epochs=2").module
     made = module.configure_optimizers()

@@ -44,6 +44,9 @@ def page(tmp_path_factory, make_records, memory):
     sets += [
         make_records({a: [v / 2 + 0.3 * s for s in range(5)] for a, v in arms.items()}, t) for t in ("coco", "ade20k")
     ]
+    doses = experiment.load("4").scales["demo"].registered()
+    sets.append(make_records({a: [60.0 - 30 * ("identity" in a) + 0.3 * s for s in range(5)] for a in doses}))
+    shutil.copytree(ROOT / "results/reference/measured", results / "measured")
     jpeg = io.BytesIO()
     Image.new("RGB", (200, 100), "gray").save(jpeg, "JPEG")
     for runs in (*sets, *memory.values()):
@@ -86,7 +89,7 @@ def test_it_opens_without_an_error_or_a_request_and_fits(browser, page, size, sc
 def test_the_verdicts_are_seen_before_anything_is_scrolled(browser, page):
     window, *_ = opened(browser, page, WIDE, "light")
     boxes = [card.bounding_box() for card in window.locator("header .verdict").all()]
-    assert len(boxes) == 3 and all(box["y"] + box["height"] < WIDE[1] for box in boxes)
+    assert len(boxes) == 4 and all(box["y"] + box["height"] < WIDE[1] for box in boxes)
     words = window.locator("header .verdict").first.inner_text()
     assert "SUPPORTED" in words and "n = 5 seeds" in words and "demo scale" in words
     window.context.close()

@@ -72,9 +72,9 @@ def test_one_report_has_all_hypotheses(results, hypothesis):
     """Also those without a run, and the causal pair of hypothesis 3, which hypothesis 1 has run."""
     shown = report.write(hypothesis, results)
     assert "Hypothesis 2" not in shown
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4):
         assert f"Hypothesis {number} at demo scale" in page(results)
-    assert page(results).count('<section id="hypothesis_') == 3
+    assert page(results).count('<section id="hypothesis_') == 4
     assert "Hypothesis 2" in report.write(None, results)
 
 
@@ -143,7 +143,7 @@ def test_without_records_it_says_what_is_missing(tmp_path, hypothesis):
         "Hypothesis 1 at demo scale: NOT RUN YET: make sweep HYP=1" in shown and "0 of the 15 registered runs" in shown
     )
     assert "mambaout_atto_ssm seed 0, 1, 2, 3, 4" in text(tmp_path)
-    assert page(tmp_path).count("No run yet.") == 3
+    assert page(tmp_path).count("No run yet.") == 4
 
 
 def test_smoke_records_never_reach_a_verdict(results, hypothesis):

@@ -85,7 +85,7 @@ def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["9"], "HYP=9: no such hypothesis; registered in experiments/: 1, 2, 3"),
+        (["9"], "HYP=9: no such hypothesis; registered in experiments/: 1, 2, 3, 4"),
         (["2", "--task", "imagenet"], "TASK=imagenet: hypothesis 2 is about coco, ade20k: choose one, or leave it out"),
         (["2", "--scale", "paper", "paths.coco=/nowhere"], "no /nowhere/train2017"),
         (["1", "--scale", "smoke"], "SCALE=smoke: hypothesis 1 is registered at demo, pilot, paper"),

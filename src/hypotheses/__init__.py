@@ -21,7 +21,9 @@ attempts.py   every beginning and end of a run
 bootstrap.py  uncertainty over images, from what each run keeps of every one
 experiment.py a hypothesis: claim, arms, seeds, margin, gates, positive control
 verdict.py    from paired metrics to supported, refuted or inconclusive
+response.py   the verdict of a dose-response: a slope per seed against L/(6D)
 report/       records and hypotheses -> results/report/: page, figures, tables
+notebook.py   what the notebooks share
 power.py      what more seeds would decide
 tracking.py   what W&B is told of a run, and how; tracker.py, the process that tells it
 publish.py    a finished sweep, told again from its records, with a workspace; dashboard.py shows what is kept here

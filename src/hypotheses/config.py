@@ -165,6 +165,7 @@ class Ade20kRecipe(DenseRecipe):
 
 
 SWITCHES = ("compile", "channels_last", "gradient_checkpointing")  # of a recipe; see config.yaml
+PATCH = 4  # of MambaOut, as published
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 RECIPES: dict[str, Any] = {
     "imagenet": ImageNetRecipe,
@@ -242,6 +243,8 @@ def resolve(cfg: Any) -> Config:
     for key in SWITCHES:
         if not config["recipe"][key]:
             del config["recipe"][key]
+    if config["backbone"].get("family") == "mambaout" and config["backbone"].get("patch") == PATCH:
+        del config["backbone"]["patch"]  # likewise
     seed, tag = config["seed"], config["tag"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UserError(f"seed={seed}: give a whole number from 0")

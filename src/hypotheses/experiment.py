@@ -20,7 +20,7 @@ from hypotheses.metrics import MARGIN_STEPS, METRICS
 from hypotheses.record import Record, differences, write_aside
 
 FOLDER = ROOT / "experiments"
-TESTS = ("non_inferiority", "superiority")
+TESTS = ("non_inferiority", "superiority", "dose_response")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +57,37 @@ class Arms:
     negative_control: str
     extra: list[Contrast]
     shams: dict[str, str] = dataclasses.field(default_factory=dict)  # by treatment: its twin without memory
+    reach: list[str] = dataclasses.field(default_factory=list)  # of a dose_response: the control with larger kernels
+    doses: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # of conf/dose/, by what varies over them
 
     def registered(self) -> list[str]:
-        """The arms that the verdict needs."""
+        """The arms that the verdict needs. Of a dose_response every arm stands in every dose, as <arm>+<dose>."""
+        if self.doses:
+            return [arm for dose in self.each_dose() for arm in self.at(dose).of_a_dose()]
         return [self.control, *self.treatments, self.negative_control]
+
+    def of_a_dose(self) -> list[str]:
+        return [self.control, *self.treatments, *self.shams.values(), *self.reach, self.negative_control]
+
+    def each_dose(self) -> list[str]:
+        return list(dict.fromkeys(dose for doses in self.doses.values() for dose in doses))
+
+    def at(self, dose: str) -> "Arms":
+        """The arms of one dose."""
+        return dataclasses.replace(
+            self,
+            control=at(self.control, dose),
+            treatments=[at(arm, dose) for arm in self.treatments],
+            negative_control=at(self.negative_control, dose),
+            shams={at(arm, dose): at(sham, dose) for arm, sham in self.shams.items()},
+            reach=[at(arm, dose) for arm in self.reach],
+            doses={},
+        )
 
     def all(self) -> list[str]:
         """Those, and the extra ones."""
+        if self.doses:
+            return self.registered()
         extra = [name for contrast in self.extra for name in (contrast.control, contrast.treatment)]
         return list(dict.fromkeys([*self.registered(), *self.shams.values(), *extra]))
 
@@ -98,6 +122,16 @@ class Experiment:
     interaction: dict[str, str] = dataclasses.field(default_factory=dict)  # the short task and its metric
     positive_control: PositiveControl | None = None
 
+    @property
+    def gains(self) -> bool:
+        """Whether differences are e, arm - control, and not d."""
+        return self.test != "non_inferiority"
+
+    @property
+    def unit(self) -> str:
+        """Of what is judged."""
+        return "points per doubling of L/(6D)" if self.test == "dose_response" else "points"
+
     def metrics(self) -> dict[str, str]:
         """The metric that is looked at on each task that it runs."""
         control = self.positive_control
@@ -125,14 +159,21 @@ def wanted(
     return found + [(task, arm, seed) for seed in range(seeds) for task in tasks for arm in arms]
 
 
-def config_of(scale: str, task: str, backbone: str, seed: int, overrides: list[str]) -> Config:
+def config_of(scale: str, task: str, arm: str, seed: int, overrides: list[str]) -> Config:
     """The resolved config of a run."""
-    return compose(run_overrides(scale, task, backbone, seed) + overrides)
+    return compose(run_overrides(scale, task, arm, seed) + overrides)
 
 
-def run_overrides(scale: str, task: str, backbone: str, seed: int) -> list[str]:
+def run_overrides(scale: str, task: str, arm: str, seed: int) -> list[str]:
     """What is typed after `python -m hypotheses.run` for a run."""
-    return [f"task={task}", f"backbone={backbone}", f"scale={scale}", f"seed={seed}"]
+    backbone, _, dose = arm.partition("+")
+    words = [f"task={task}", f"backbone={backbone}", f"scale={scale}", f"seed={seed}"]
+    return [*words, f"dose={dose}"] if dose else words
+
+
+def at(arm: str, dose: str) -> str:
+    """The name of an arm in a dose, as its address has it."""
+    return f"{arm}+{dose}"
 
 
 def numbers() -> list[str]:
@@ -172,7 +213,7 @@ def parse(file: Path) -> Experiment:
     assert isinstance(experiment, Experiment)
     backbones = {p.stem for p in (CONF / "backbone").glob("*.yaml")}
     for scale, arms in experiment.scales.items():
-        for name in arms.all():
+        for name in (arm.partition("+")[0] for arm in arms.all()):
             if name not in backbones:
                 raise UserError(f"{file}: scales.{scale}: no backbone '{name}'{nearest(name, backbones)}")
         if odd := sorted(arms.shams.keys() - set(arms.treatments)):
@@ -184,8 +225,9 @@ def parse(file: Path) -> Experiment:
                 raise UserError(f"{file}: scales.{scale}.{key}: give one for each of tasks; odd: {', '.join(odd)}")
     if experiment.test not in TESTS:
         raise UserError(f"{file}: test: {experiment.test}: choose one of {', '.join(TESTS)}")
-    if experiment.test == "non_inferiority" and len(experiment.tasks) != 1:
-        raise UserError(f"{file}: tasks: a non_inferiority is of one task")
+    if experiment.test != "superiority" and len(experiment.tasks) != 1:
+        raise UserError(f"{file}: tasks: a {experiment.test} is of one task")
+    check_doses(experiment, file)
     memory = (
         {experiment.positive_control.task: experiment.positive_control.metric} if experiment.positive_control else {}
     )
@@ -210,6 +252,25 @@ def parse(file: Path) -> Experiment:
                     f"{METRICS[task][metric].step:g} can decide: give {least:g} or more"
                 )
     return experiment
+
+
+def check_doses(experiment: Experiment, file: Path) -> None:
+    known = {p.stem for p in (CONF / "dose").glob("*.yaml")}
+    for scale, arms in experiment.scales.items():
+        key = f"{file}: scales.{scale}"
+        if (experiment.test == "dose_response") != bool(arms.doses):
+            raise UserError(f"{key}.doses: a dose_response has some, and nothing else has")
+        if not arms.doses:
+            if arms.reach:
+                raise UserError(f"{key}.reach: it is of a dose_response alone: list these arms in extra")
+            continue
+        if odd := sorted(set(arms.each_dose()) - known):
+            raise UserError(f"{key}.doses: no dose '{odd[0]}' in conf/dose/{nearest(odd[0], known)}")
+        for way, doses in arms.doses.items():
+            if len(set(doses)) < 2:
+                raise UserError(f"{key}.doses.{way}: give two doses or more: a slope is over them")
+        if len(arms.treatments) != 1 or not arms.shams or arms.extra:
+            raise UserError(f"{key}: a dose_response has one of treatments with its sham in shams, and no extra")
 
 
 def check_positive_control(experiment: Experiment, control: PositiveControl, file: Path) -> None:

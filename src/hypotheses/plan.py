@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hypotheses import data, estimate, experiment, pretrained, selection, standing
+from hypotheses import data, estimate, experiment, pretrained, record, selection, standing
 from hypotheses.config import Config, compose, is_dense
 from hypotheses.cost import amount, columns
 from hypotheses.errors import UserError, command
@@ -136,7 +136,7 @@ def elsewhere(groups: dict[str, list[Standing]], known: dict[str, Any], asked: S
     for name, group in groups.items():
         missing = [run for run in group if action(run, asked.stale) not in ("reuse", "ask")]
         if missing and known.get(name, {}).get("seconds") is None:
-            task, arm = (group[0].config[part]["name"] for part in ("task", "backbone"))
+            task, arm = group[0].config["task"]["name"], record.arm(group[0].config)
             found.append(Elsewhere(task, arm, len(missing), estimate.of_run(group[0].config)))
     return found
 
@@ -150,7 +150,7 @@ def cell(group: list[Standing], known: dict[str, Any] | None, stale: str | None)
     left = sum(1 - run.step / run.beat["steps"] if run.step and run.beat.get("steps") else 1.0 for run in missing)
     # the weights of every run stay; checkpoints, two whole ones and one being written, go when it is recorded
     disk = network["params"] * (BYTES["weights"] * len(missing) + (3 * BYTES["checkpoint"] if missing else 0))
-    task, arm = config["task"]["name"], config["backbone"]["name"]
+    task, arm = config["task"]["name"], record.arm(config)
     found = known or {"seconds": None, "memory": None, "source": "not measured" if missing else "nothing to do"}
     minutes = None if found["seconds"] is None else found["seconds"] / 60
     return Cell(
@@ -202,8 +202,8 @@ def measured(cells: list[tuple[str, Config]], slots: list[Slot], overrides: list
     def one(name: str, config: Config) -> dict[str, Any]:
         slot = free.get()
         print(f"measuring {name}: {STEPS} steps", file=sys.stderr, flush=True)
-        scale, task, backbone = (config[group]["name"] for group in ("scale", "task", "backbone"))
-        arguments = experiment.run_overrides(scale, task, backbone, config["seed"])
+        scale, task = config["scale"]["name"], config["task"]["name"]
+        arguments = experiment.run_overrides(scale, task, record.arm(config), config["seed"])
         done = subprocess.run(
             [sys.executable, "-m", "hypotheses.plan", "--measure", *arguments, *slot.overrides, *overrides],
             stdin=subprocess.DEVNULL,

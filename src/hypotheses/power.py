@@ -34,7 +34,7 @@ def table(hypothesis: Experiment, s: Section) -> tuple[list[str], list[list[str]
     columns += [f"smallest margin, {look} seeds" for look in hypothesis.looks] + ["registered", "seeds for it"]
     rows = []
     for bed in s.verdict.beds:
-        margin = s.arms.margin[bed.task]
+        margin = bed.margin
         for c in bed.contrasts:
             low, high = spread(c)
             row = [bed.task, f"{c.treatment}, {c.control}", str(c.n), f"{c.sd:.2f} ({low:.2f} to {high:.2f})"]
@@ -43,7 +43,7 @@ def table(hypothesis: Experiment, s: Section) -> tuple[list[str], list[list[str]
                 row.append(f"{unit * c.sd:.2f} ({unit * low:.2f} to {unit * high:.2f})")
             need = [seeds_for(margin / sd, c.alpha) if sd else 2 for sd in (c.sd, low, high)]
             most, least, worst = ("over 1000" if n is None else str(n) for n in need)
-            rows.append([*row, f"{margin:g}", f"{most} ({least} to {worst})"])
+            rows.append([*row, f"{margin:.3g}", f"{most} ({least} to {worst})"])
     return columns, rows
 
 
@@ -52,7 +52,7 @@ def explain(hypothesis: Experiment) -> str:
     shown = (
         "a true gain of that size is shown (at alpha; under Holm over several pairs the first step asks for somewhat more), or one "
         "of 0 is bounded below it,"
-        if hypothesis.test == "superiority"
+        if hypothesis.gains
         else "a true difference of 0 is shown to be no loss of that size"
     )
     return (
@@ -71,7 +71,7 @@ def write(hypothesis: Experiment, results: Path, scale: str) -> str:
             f"hypothesis {hypothesis.hypothesis} has fewer than two pairs of runs at {scale} scale in {results}: the spread between "
             f"them is not known yet; type {wording.command(s)} first"
         )
-    lines = [f"hypothesis {hypothesis.hypothesis} at {scale} scale, points of each task's metric", ""]
+    lines = [f"hypothesis {hypothesis.hypothesis} at {scale} scale, {hypothesis.unit} of each task's metric", ""]
     for row in rows:
         width = max(map(len, columns))
         lines += [f"  {name.ljust(width)}  {value}" for name, value in zip(columns, row, strict=True)] + [""]

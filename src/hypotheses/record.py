@@ -44,9 +44,13 @@ SOURCES = ("src", "conf", "experiments", "requirements.lock")  # what of the pro
 Record = dict[str, Any]
 
 
+def arm(config: Config) -> str:
+    """A backbone, and the tag of its variant or dose if it has one: mambaout_atto+d24_p2_32px."""
+    return config["backbone"]["name"] + (f"+{config['tag']}" if config["tag"] else "")
+
+
 def address(config: Config) -> str:
-    name = config["backbone"]["name"] + (f"+{config['tag']}" if config["tag"] else "")
-    return f"{config['scale']['name']}/{config['task']['name']}/{name}/seed_{config['seed']}"
+    return f"{config['scale']['name']}/{config['task']['name']}/{arm(config)}/seed_{config['seed']}"
 
 
 def identity(config: Config, data_fingerprint: str, pretrained: str | None = None) -> str:

@@ -62,7 +62,7 @@ class Standing:
 
 def cell(config: Config) -> str:
     """The runs that take about as long as each other: those of a task and arm."""
-    return f"{config['task']['name']} {config['backbone']['name']}"
+    return f"{config['task']['name']} {record.arm(config)}"
 
 
 def folder(config: Config) -> Path:

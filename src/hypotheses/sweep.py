@@ -317,8 +317,8 @@ def start(config: Config, slot: Slot, overrides: list[str], identity: str, code:
     error where what it composes is no longer of that `identity`, or its code another one."""
     folder = standing.folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    scale, task, backbone = (config[group]["name"] for group in ("scale", "task", "backbone"))
-    arguments = experiment.run_overrides(scale, task, backbone, config["seed"])
+    scale, task = config["scale"]["name"], config["task"]["name"]
+    arguments = experiment.run_overrides(scale, task, record.arm(config), config["seed"])
     log = folder / "log.txt"
     with open(log, "ab") as output:
         since = output.tell()

@@ -67,6 +67,7 @@ class Bed:
     gates: tuple[Gate, ...]
     missing: tuple[tuple[str, int], ...]  # runs of this look that are not recorded, (backbone, seed)
     wanted: tuple[str, ...] = ()  # shams without whose runs a larger treatment that wins decides nothing
+    margin: float = 0.0  # or the smallest effect, or slope, of interest
 
     @property
     def failed(self) -> list[str]:
@@ -265,6 +266,12 @@ def judge(
     decisive = (key for task in experiment.tasks for key in runs.get(task, {}) if key[0] in arms.registered())
     begun = 1 + max((seed for _, seed in decisive), default=0)
     look = min((n for n in experiment.looks if n >= begun), default=experiment.looks[-1])
+    if experiment.test == "dose_response":
+        from hypotheses import response  # which imports this file
+
+        (task,) = experiment.tasks
+        odd = (unregistered or {}).get(task, ())
+        return response.judge(experiment, scale, runs.get(task, {}), range(look), odd)
     beds = [judge_bed(experiment, scale, task, runs, look, unregistered or {}) for task in experiment.tasks]
 
     def with_size(bed: Bed, winners: Sequence[str]) -> Bed:
@@ -348,7 +355,7 @@ def judge_bed(
     if experiment.test == "superiority":
         contrasts, extra = [c.turned() for c in contrasts], [c.turned() for c in extra]
         assay = assay and assay.turned()
-    return Bed(task, metric, tuple(contrasts), assay, tuple(extra), tuple(gates), tuple(missing))
+    return Bed(task, metric, tuple(contrasts), assay, tuple(extra), tuple(gates), tuple(missing), margin=margin)
 
 
 # ---- gates: what must hold before a difference means anything --------------------------------------------------------
@@ -386,22 +393,22 @@ def same_recipe(runs: Runs, arms: Sequence[str], seeds: Sequence[int], may_diffe
     return Gate("same recipe", not odd, detail)
 
 
-def same_provenance(runs: Runs, arms: Sequence[str], seeds: Sequence[int]) -> Gate:
+def same_provenance(runs: Runs, arms: Sequence[str], seeds: Sequence[int], kernels: bool = True) -> Gate:
     """All runs had the same code, software and kind of device, and the runs of a seed the same data. The number of
-    threads may differ: it moves no more than rounding."""
+    threads may differ: it moves no more than rounding; and so do `kernels`, where they are not asked for."""
     first = runs[arms[0], seeds[0]]
 
     def view(record: Record) -> dict[str, Any]:
         return {key: record["provenance"][key] for key in ("code", "python", "packages", "device", "hardware")}
 
     odd = {}
-    kernels: dict[str, str] = {}  # an arm without a scan has no kernel for one
+    ways: dict[str, str] = {}  # an arm without a scan has no kernel for one
     for seed in seeds:
         for arm in arms:
             run = runs[arm, seed]
             odd |= {key.split(".")[0]: run["address"] for key, _, _ in differences(view(first), view(run))}
             used = run["provenance"]["kernels"]
-            if any(kernels.setdefault(part, used[part]) != used[part] for part in used):
+            if kernels and any(ways.setdefault(part, used[part]) != used[part] for part in used):
                 odd["kernels"] = run["address"]
     for control, other in pairs(runs, arms, seeds):
         if control["data_fingerprint"] != other["data_fingerprint"]:

@@ -28,7 +28,7 @@ from hypotheses.metrics import METRICS
 
 MANIFEST = "MANIFEST.sha256"
 KEPT = {"predictions": ".npz", "pictures": ".jpg", "rows": ".jsonl"}
-OF_RESULTS = ("records", "attempts", "registered", "provenance", "replaced", "quarantine", "report")
+OF_RESULTS = ("records", "attempts", "registered", "provenance", "replaced", "quarantine", "measured", "report")
 OF_PROJECT = ("experiments", "conf", "requirements.lock")
 
 

@@ -45,8 +45,12 @@ SCANS = {  # mixer: directions, memory
 MIXERS = ("conv", "identity", "act", *SCANS)
 
 
-def conv_stride2(in_dim: int, out_dim: int) -> Conv2d:
-    return Conv2d(in_dim, out_dim, kernel_size=3, stride=2, padding=1)
+STEMS = {1: (1, 1), 2: (2, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4)}  # patch: strides of the stem's two convolutions
+
+
+def conv(in_dim: int, out_dim: int, stride: int = 2) -> Conv2d:
+    """3 x 3, the published one; at stride 4 5 x 5, so that no pixel is left out."""
+    return Conv2d(in_dim, out_dim, kernel_size=max(3, stride + 1), stride=stride, padding=1)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -58,14 +62,14 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 class Stem(nn.Module):
-    """(B, H, W, 3) -> (B, H/4, W/4, C), by two strided convolutions."""
+    """(B, H, W, 3) -> (B, H/patch, W/patch, C), by two strided convolutions; the published patch is 4."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, patch: int):
         super().__init__()
-        self.conv1 = conv_stride2(3, dim // 2)
+        self.conv1 = conv(3, dim // 2, STEMS[patch][0])
         self.norm1 = Norm(dim // 2)
         self.act = nn.GELU()
-        self.conv2 = conv_stride2(dim // 2, dim)
+        self.conv2 = conv(dim // 2, dim, STEMS[patch][1])
         self.norm2 = Norm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +82,7 @@ class Downsample(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int):
         super().__init__()
-        self.conv = conv_stride2(in_dim, out_dim)
+        self.conv = conv(in_dim, out_dim)
         self.norm = Norm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,9 +119,10 @@ class GatedCNNBlock(nn.Module):
 
 
 class MambaOut(nn.Module):
-    """The backbone: (B, 3, H, W) -> a list of maps (B, C_i, H/s_i, W/s_i), finest first, s = 4, 8, 16, 32.
+    """The backbone: (B, 3, H, W) -> a list of maps (B, C_i, H/s_i, W/s_i), finest first, s = patch, 2 patch, 4 patch, 8 patch.
 
     depths, dims  blocks and channels of each stage (Table 4); one stage makes an isotropic network
+    patch         pixels of a token's side in the first stage, one of STEMS
     mixer         one of MIXERS
     mixer_stages  the stages, counted from 1, whose blocks have that mixer, the others the convolution; None is all
     d_state       N, used by the SSM mixers only
@@ -132,6 +137,7 @@ class MambaOut(nn.Module):
         self,
         depths: list[int],
         dims: list[int],
+        patch: int = 4,
         mixer: str = "conv",
         mixer_stages: list[int] | None = None,
         d_state: int = 16,
@@ -149,6 +155,8 @@ class MambaOut(nn.Module):
         for key, value in (("depths", depths), ("dims", dims), ("d_state", [d_state]), ("kernel_size", [kernel_size])):
             if not all(isinstance(v, int) and v > 0 for v in value):
                 raise ValueError(f"backbone.{key}: give whole numbers from 1, not {value}")
+        if patch not in STEMS:
+            raise ValueError(f"backbone.patch={patch}: choose one of {', '.join(map(str, STEMS))}")
         stages = list(range(1, len(dims) + 1))
         if mixer_stages is not None and (not mixer_stages or set(mixer_stages) - set(stages)):
             raise ValueError(f"backbone.mixer_stages={mixer_stages}: give some of {stages}, or null for all")
@@ -157,9 +165,9 @@ class MambaOut(nn.Module):
         if not isinstance(expansion, int | float) or expansion < 1:
             raise ValueError(f"backbone.expansion={expansion}: give a number from 1; the published one is 8/3")
         self.dims = list(dims)
-        self.strides = [4 * 2**i for i in range(len(dims))]
+        self.strides = [patch * 2**i for i in range(len(dims))]
         self.downsample_layers = nn.ModuleList(
-            [Stem(dims[0])] + [Downsample(a, b) for a, b in itertools.pairwise(dims)]
+            [Stem(dims[0], patch)] + [Downsample(a, b) for a, b in itertools.pairwise(dims)]
         )
         mixers = [mixer if mixer_stages is None or stage in mixer_stages else "conv" for stage in stages]
         rates = iter(torch.linspace(0, drop_path, sum(depths), device="cpu").tolist())

@@ -22,7 +22,7 @@ from hypotheses.config import compose
 from hypotheses.errors import UserError
 from hypotheses.experiment import Experiment
 from hypotheses.report import figures, tables, wording
-from hypotheses.report.reading import Section, over_images, section
+from hypotheses.report.reading import Section, lengths, over_images, section
 from hypotheses.report.tables import Table
 from hypotheses.verdict import Bed
 
@@ -50,7 +50,7 @@ def write(hypothesis: Experiment | None, results: Path, scale: str | None = None
         fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another one
         for file, text in outputs.items():
             record.write_aside(folder / file, text)
-        made = {file for kind in ("hypothesis_*", "published_*") for file in folder.glob(f"*/{kind}")}
+        made = {file for kind in ("hypothesis_*", "published_*", "length*") for file in folder.glob(f"*/{kind}")}
         for old in made - {folder / file for file in outputs}:
             old.unlink()  # of runs that are gone
     return said
@@ -71,9 +71,14 @@ def render(hypothesis: Experiment | None, results: Path, scale: str | None = Non
     drawn = {name: found for s in sections for name, found in figures.of_section(s).items()}
     drawn |= figures.of_the_paper(sections)
     listed = all_tables(sections)
+    measured = lengths(results)
+    if measured:
+        drawn |= figures.of_lengths(measured)
+        listed["length"] = tables.length(measured)
+    about_length = wording.length(measured) if measured else ""
     outputs = {
-        "index.html": html(sections, drawn, listed, unread),
-        "index.md": markdown(sections, drawn, listed, unread, results),
+        "index.html": html(sections, drawn, listed, unread, about_length),
+        "index.md": markdown(sections, drawn, listed, unread, results, about_length),
         "runs.csv": record.table([r for s in sections for r in s.records])
         .drop_duplicates()
         .to_csv(index=False, lineterminator="\n"),
@@ -110,6 +115,7 @@ def all_tables(sections: Sequence[Section]) -> dict[str, Table]:
         for bed in s.verdict.beds:
             if s.runs[bed.task]:
                 found += [tables.arms(s, bed), tables.seeds(s, bed.task)]
+                found += [tables.slopes(s, bed)] if s.arms.doses else []
         if (memory := tables.memory(s)) and s.hypothesis.positive_control:
             found += [memory, tables.seeds(s, s.hypothesis.positive_control.task)]
     published = [*(tables.published(task) for task in tables.HEADS), tables.published_causal()]
@@ -126,6 +132,9 @@ def terminal(s: Section) -> str:
         widths = [max(len(r[i]) for r in table) for i in range(4)]
         lines += ["", *([f"{bed.task}:"] if len(s.verdict.beds) > 1 else [])]
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table]
+        if s.arms.doses:
+            slopes = tables.slopes(s, bed)
+            lines += ["", f"{slopes.title}:", *(f"  {' | '.join(row)}" for row in (slopes.columns, *slopes.rows))]
         lines += ["", *(f"  {'passed' if g.passed else 'FAILED'}  {g.name}: {g.detail}" for g in bed.gates)]
         if bed.missing:
             lines += ["", f"Missing: {wording.missing(bed)}. Type: {wording.command(s)}"]
@@ -136,7 +145,11 @@ def terminal(s: Section) -> str:
 
 
 def html(
-    sections: Sequence[Section], drawn: dict[str, tuple[str, str]], listed: dict[str, Table], unread: dict[str, str]
+    sections: Sequence[Section],
+    drawn: dict[str, tuple[str, str]],
+    listed: dict[str, Table],
+    unread: dict[str, str],
+    about_length: str,
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -157,6 +170,7 @@ def html(
             "figures": [(key, *found) for key, found in pictures.items() if key == name or key.startswith(f"{name}_")],
             "arms": listed.get(f"{name}_arms"),
             "seeds": listed.get(f"{name}_seeds"),
+            "slopes": listed.get(f"{name}_slopes"),
             "commands": [(arm, wording.row_command(runs)) for arm, runs in tables.found_runs(s, task).items()],
             "pictures": pictures_of(s, task),
         }
@@ -199,6 +213,11 @@ def html(
             unread=unread,
             published=[table for name, table in listed.items() if name.startswith("published_")],
             paper=[(name, *pictures[name]) for name in figures.OF_THE_PAPER],
+            lengths={
+                "about": about_length,
+                "figures": [(name, *found) for name, found in pictures.items() if name.startswith("length_")],
+                "table": listed.get("length"),
+            },
             pictures_title=wording.PICTURES,
             again=wording.AGAIN,
             words=wording.WORDS,
@@ -218,6 +237,7 @@ def markdown(
     listed: dict[str, Table],
     unread: dict[str, str],
     results: Path,
+    about_length: str,
 ) -> str:
     lines = [f"# {TITLE}", "", ABOUT, "", "## Verdicts", ""]
     lines += [f"- **{wording.headline(s)}**" for s in sections]
@@ -231,6 +251,8 @@ def markdown(
             lines += images(drawn, f"{s.name}_{bed.task}_")
             if arms := listed.get(f"{s.name}_{bed.task}_arms"):
                 lines += [*arms.markdown(), ""]
+            if slopes := listed.get(f"{s.name}_{bed.task}_slopes"):
+                lines += [f"{slopes.title}:", "", *slopes.markdown(), ""]
             lines += [wording.gates_title(s.hypothesis), ""]
             lines += [f"- {'passed' if g.passed else '**failed**'}: {g.name}. {g.detail}" for g in bed.gates]
             if seeds := listed.get(f"{s.name}_{bed.task}_seeds"):
@@ -258,6 +280,9 @@ def markdown(
             "",
         ]
         lines += [*(f"- {line}" for line in wording.provenance(s)), "", wording.rule(s.hypothesis)]
+    if about_length:
+        lines += ["", f"## {listed['length'].title}", "", about_length, "", *images(drawn, "length_")]
+        lines += [*listed["length"].markdown()]
     lines += ["", "## Published results", "", ASIDE, ""]
     lines += [line for name in figures.OF_THE_PAPER for line in images(drawn, name)]
     for name, table in listed.items():

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hypotheses import response
 from hypotheses.metrics import METRICS
 from hypotheses.record import Record
 from hypotheses.report.reading import Section, composed
@@ -70,6 +71,10 @@ def of_section(s: Section) -> dict[str, tuple[str, str]]:
     found = {}
     for bed in s.verdict.beds:
         name, where = f"{s.name}_{bed.task}", f"{s.bed(bed.task)}, {s.scale} scale"
+        if s.arms.doses:
+            found[f"{name}_dose"] = (f"Gain against L/(6D) on {where}", dose(s, bed))
+            found[f"{name}_slopes"] = (f"Slopes of the gain on log2 L/(6D) on {where}", differences(s, bed))
+            continue
         found[f"{name}_differences"] = (f"Paired differences on {where}", differences(s, bed))
         if not s.runs[bed.task]:
             continue
@@ -86,11 +91,14 @@ def differences(s: Section, bed: Bed) -> str:
     """The difference of each seed, with mean, interval and margin, a row for each contrast."""
     from matplotlib.transforms import offset_copy
 
-    gain, margin = s.hypothesis.test == "superiority", s.arms.margin[bed.task]
-    line, label = (margin, f"of interest from {margin:g}") if gain else (-margin, f"margin -{margin:g}")
+    gain, margin, dosed = s.hypothesis.gains, bed.margin, bool(s.arms.doses)
+    line, label = (margin, f"of interest from {margin:.2g}") if gain else (-margin, f"margin -{margin:g}")
     contrasts, out = [*bed.contrasts, *bed.extra], []
     with panel(
-        f"paired differences, {s.bed(bed.task)}, {s.scale} scale", max(2.6, 1.5 + 0.62 * len(contrasts)), out, 6.2
+        f"{'slopes of' if dosed else 'paired'} differences, {s.bed(bed.task)}, {s.scale} scale",
+        max(2.6, 1.5 + 0.62 * len(contrasts)),
+        out,
+        6.2,
     ) as axes:
         axes.axvline(0, color=QUIET, lw=0.8)
         axes.axvline(line, color=QUIET if gain else BAD, lw=1.2, ls="--")
@@ -111,11 +119,59 @@ def differences(s: Section, bed: Bed) -> str:
         top = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
         axes.annotate(label, (line, 1), color=INK if gain else BAD, **top)
         which = "e = arm - control" if gain else "d = control - arm"
+        which = f"slope of {which}" if dosed else which
         axes.set_xlabel(
-            f"{which}, {METRICS[bed.task][bed.metric].title} (points)\ndots: seeds; bar: {level(s.hypothesis.alpha)} interval over seeds"
+            f"{which}, {METRICS[bed.task][bed.metric].title} ({s.hypothesis.unit})\ndots: seeds; bar: {level(s.hypothesis.alpha)} interval over seeds"
         )
         if not contrasts:
             axes.text(0.5, 0.5, "no pair of runs yet", transform=axes.transAxes, ha="center", color=INK)
+    return out[0]
+
+
+def dose(s: Section, bed: Bed) -> str:
+    """e in each dose against L/(6D): of the treatment every seed, mean and interval, and the line of the mean slope; of the sham and the
+    larger kernels the means."""
+    found = response.responses(s.hypothesis, s.arms, s.runs[bed.task], s.verdict.seeds)
+    out: list[str] = []
+    with panel(f"gain against length, {s.bed(bed.task)}, {s.scale} scale", 4.2, out, 6.2) as axes:
+        axes.axhline(0, color=QUIET, lw=0.8)
+        axes.axvline(1, color=BAD, lw=1.2, ls="--")
+        place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8, "color": BAD}
+        axes.annotate("L = 6D", (1, 1), **place)
+        over_control = [r for r in found if r.slope.control == s.arms.control]
+        first_way = next(iter(s.arms.doses.values()))
+        for row, (r, marker) in enumerate(zip(over_control, "Dsv^<>", strict=False)):
+            first, c = row == 0, r.slope
+            color = GOOD if first else QUIET
+            ends = [min(r.ratios.values()), max(r.ratios.values())]
+            for name, e in r.gains.items():
+                of_first_way = name in first_way
+                x = r.ratios[name] * 1.07 ** (row - (len(over_control) - 1) / 2) * (1 if of_first_way else 1.035)
+                if first:
+                    axes.plot([x] * e.n, e.d, "o", color=color, ms=3, alpha=0.5, mew=0)
+                    axes.plot([x, x], [e.low, e.high], color=color, lw=1.6)
+                axes.plot([x], [e.mean], marker, color=color, ms=5, mfc=color if of_first_way else "none")
+            for seed in range(c.n if first else 0):
+                axes.plot(ends, [r.line(end, seed) for end in ends], color=color, lw=0.6, alpha=0.5)
+            label = f"{c.treatment}: {interval(c)} per doubling"
+            style = {"lw": 1.8, "ls": "-"} if first else {"lw": 0.8, "ls": ":"}
+            axes.plot(ends, [r.line(end) for end in ends], color=color, marker=marker, ms=0, label=label, **style)
+        axes.set_xscale("log", base=2)
+        if found:
+            ticks = sorted(set(found[0].ratios.values()))
+            axes.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
+            legend = axes.legend(frameon=False, fontsize=7, loc="best")
+            for handle in legend.legend_handles:
+                handle.set_markersize(5)
+        else:
+            axes.text(0.5, 0.5, "no seed with all doses yet", transform=axes.transAxes, ha="center", color=INK)
+        axes.minorticks_off()
+        n = f", n = {found[0].slope.n} seeds" if found else ""
+        axes.set_xlabel(
+            f"L/(6D){n}; filled: by {next(iter(s.arms.doses))}; open: by {[*s.arms.doses][-1]} alone\n"
+            f"dots and thin lines: seeds; bar: {level(s.hypothesis.alpha)} interval; thick line: their mean"
+        )
+        axes.set_ylabel(f"e = arm - {s.arms.control}, {METRICS[bed.task][bed.metric].title} (points)")
     return out[0]
 
 
@@ -226,6 +282,73 @@ def label_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
         placed.append((px, right, height))
         shift = (height - py) * 72 / axes.figure.dpi - 3
         axes.annotate(name, (x, y), xytext=(6, shift), textcoords="offset points", fontsize=7)
+
+
+# ---- of layers -------------------------------------------------------------------------------------------------------
+
+LAYERS = {  # of benchmarks/length.py
+    "attention, fully visible": (BAD, "o-"),
+    "attention, causal": (BAD, "s:"),
+    "SSM, causal": (GOOD, "s:"),
+    "SSM, both ways": (GOOD, "o-"),
+}
+
+
+QUANTITIES: dict[str, tuple[str, float, str, str, str]] = {  # of a layer: name of the figure -> key, factor to the unit, unit, title, what it shows
+    "length_kept": (
+        "kept_bytes", 2.0**-10, "kept for the next token (KiB)", "keys and values, or the state",
+        "What a causal layer keeps of the sequence so far, against its length",
+    ),
+    "length_forward": ("forward_seconds", 1e3, "milliseconds", "forward, one layer", "Time of a layer against the length"),
+    "length_training": (
+        "training_seconds", 1e3, "milliseconds", "forward and backward, one layer",
+        "Time of forward and backward of a layer against the length",
+    ),
+    "length_activations": (
+        "training_bytes", 2.0**-20, "kept for the backward pass (MiB)", "activations, one layer",
+        "What autograd keeps of a layer against the length",
+    ),
+}  # fmt: skip
+
+
+def of_lengths(measured: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Time and memory of a layer against the number of tokens, as far as they were measured."""
+    return {
+        name: (shows, lines(measured, key, factor, unit, title))
+        for name, (key, factor, unit, title, shows) in QUANTITIES.items()
+        if any(key in row for row in measured["rows"])
+    }
+
+
+def lines(measured: dict[str, Any], key: str, factor: float, unit: str, title: str) -> str:
+    """One quantity of every layer that has it; bars are ranges over the rounds."""
+    out: list[str] = []
+    with panel(f"{title}, D = {measured['dim']}", 3.2, out) as axes:
+        for name, (color, style) in LAYERS.items():
+            rows = [r for r in measured["rows"] if r["layer"] == name and key in r]
+            if not rows:
+                continue
+            values: list[dict[str, float]] = [
+                r[key] if isinstance(r[key], dict) else {"median": r[key], "least": r[key], "most": r[key]}
+                for r in rows
+            ]
+            x = [r["tokens"] for r in rows]
+            axes.plot(x, [factor * v["median"] for v in values], style, color=color, ms=4, lw=1.4, label=name)
+            axes.vlines(
+                x, [factor * v["least"] for v in values], [factor * v["most"] for v in values], color=color, lw=1
+            )
+        tau = 6 * measured["dim"]
+        axes.axvline(tau, color=QUIET, lw=1, ls="--")
+        axes.annotate("L = 6D", (tau, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        ticks = sorted({r["tokens"] for r in measured["rows"]})
+        axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("tokens")
+        axes.set_ylabel(unit)
+        axes.legend(frameon=False, fontsize=7)
+    return out[0]
 
 
 # ---- of the paper, and ours beside it --------------------------------------------------------------------------------

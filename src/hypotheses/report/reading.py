@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
+from typing import Any
 
 from hypotheses import attempts, bootstrap, data, experiment, record, verdict
 from hypotheses.config import Config
+from hypotheses.errors import UserError
 from hypotheses.experiment import Arms, Experiment
 from hypotheses.verdict import Difference, Verdict
 
@@ -72,7 +75,7 @@ def section(hypothesis: Experiment, results: Path, scale: str) -> Section:
                     odd.append(f"{found['address']}: {key} was {was}, registered is {now}")
                     if task == memory or arm in arms.registered():
                         unregistered[task].append(odd[-1])
-            if (folder / "seed_0.jpg").exists():
+            if (folder / "seed_0.jpg").exists() and not arms.doses:  # whose arms are many, and show the same digits
                 pictures[task][arm] = folder / "seed_0.jpg"
     judged = verdict.judge(hypothesis, scale, runs, unregistered)
     runs = {task: {k: r for k, r in runs[task].items() if k[1] in judged.seeds} for task in hypothesis.metrics()}
@@ -93,6 +96,35 @@ def arms_of(hypothesis: Experiment, scale: str, task: str) -> list[str]:
     return hypothesis.memory_arms(scale)
 
 
+LENGTH = Path("measured", "length.json")  # in results/
+
+
+def lengths(results: Path) -> dict[str, Any] | None:
+    """What benchmarks/length.py has measured; None where it has not. Raises UserError on anything else."""
+    file = results / LENGTH
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text())
+        for row in found["rows"]:
+            assert row["layer"] and row["tokens"] >= 1 and row["training_bytes"] >= 0
+            for key in ("forward_seconds", "training_seconds"):
+                assert 0 < row[key]["least"] <= row[key]["median"] <= row[key]["most"]
+        assert (
+            found["rows"]
+            and found["dim"]
+            and found["heads"]
+            and found["states"]
+            and found["rounds"]
+            and found["machine"]
+        )
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"{file} is not what benchmarks/length.py writes: delete it, or make it anew: python benchmarks/length.py --json {file}"
+        ) from error
+    return found
+
+
 @functools.cache
 def composed(scale: str, task: str, arm: str) -> Config:
     """The config that a registered run of seed 0 composes to; not to be changed."""
@@ -100,13 +132,12 @@ def composed(scale: str, task: str, arm: str) -> Config:
 
 
 def over_images(s: Section, results: Path) -> dict[tuple[str, Difference], bootstrap.Interval]:
-    """The interval over images of every contrast, in the direction that the hypothesis is about."""
+    """The interval over images of every contrast, in the direction that the hypothesis is about; of slopes there is none."""
     found = {}
-    for bed in s.verdict.beds:
+    for bed in s.verdict.beds if not s.arms.doses else ():
         runs = s.runs[bed.task]
         for c in (*bed.contrasts, *bed.extra):
-            superiority = s.hypothesis.test == "superiority"
-            first, second = (c.treatment, c.control) if superiority else (c.control, c.treatment)
+            first, second = (c.treatment, c.control) if s.hypothesis.gains else (c.control, c.treatment)
             pairs = [(runs[first, seed], runs[second, seed]) for seed in c.seeds]
             if interval := bootstrap.compare(results, bed.metric, pairs, 1 - 2 * c.alpha):
                 found[bed.task, c] = interval

@@ -5,13 +5,15 @@ import dataclasses
 import io
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
-from hypotheses import bootstrap
+from hypotheses import bootstrap, response
 from hypotheses.config import ROOT, is_dense
+from hypotheses.metrics import METRICS
 from hypotheses.record import Record
 from hypotheses.report.reading import Section, arms_of
 from hypotheses.report.wording import interval
-from hypotheses.verdict import Bed, Difference, level
+from hypotheses.verdict import Bed, Difference, compare, level
 
 PUBLISHED = ROOT / "results" / "published"
 
@@ -65,26 +67,29 @@ def found_runs(s: Section, task: str) -> dict[str, list[Record]]:
 
 
 def roles(s: Section) -> dict[str, str]:
-    """Control, treatment, negative control or sham of each arm that has such a part; the others are extra."""
-    known = {sham: "sham" for sham in s.arms.shams.values()}
+    """Control, treatment, negative control or sham of each arm that has such a part, or larger kernel; the others are extra."""
+    known = dict.fromkeys(s.arms.reach, "larger kernel")
+    known |= {sham: "sham" for sham in s.arms.shams.values()}
     known |= {s.arms.control: "control", s.arms.negative_control: "negative control"}
     return known | {arm: "treatment" for arm in s.arms.treatments}
 
 
 def arms(s: Section, bed: Bed) -> Table:
     """A row per arm: role, n, metric, difference to its control, what it costs; in detection and segmentation also what the
-    backbones start from."""
+    backbones start from. Of a dose-response a row for each arm in each dose."""
     contrasts: dict[str, list[Difference]] = {}
-    for c in (*bed.contrasts, *([bed.assay] if bed.assay else []), *bed.extra):
+    doses = bool(s.arms.doses)
+    shown = in_doses(s, bed) if doses else (*bed.contrasts, *([bed.assay] if bed.assay else []), *bed.extra)
+    for c in shown:
         contrasts.setdefault(c.treatment, []).append(c)
-    difference = "arm - control" if s.hypothesis.test == "superiority" else "control - arm"
+    difference = "arm - control" if s.hypothesis.gains else "control - arm"
     columns = [
         "arm",
         "role",
         "n",
         f"{bed.metric}, mean (range)",
         f"{difference}, points [{level(s.hypothesis.alpha)} interval over seeds]",
-        f"[{level(s.hypothesis.alpha)} interval over images]",
+        "L/(6D)" if doses else f"[{level(s.hypothesis.alpha)} interval over images]",
         *(["mask_ap_percent, mean"] if bed.task == "coco" else []),
         *(["pretrained"] if is_dense(bed.task) else []),
         "parameters",
@@ -98,11 +103,13 @@ def arms(s: Section, bed: Bed) -> Table:
         rows.append(
             [
                 arm,
-                roles(s).get(arm, "extra"),
+                roles(s).get(arm.partition("+")[0], "extra"),
                 str(len(records)),
                 mean_and_range(records, bed.metric),
                 "; ".join(difference_cell(s, c, len(records)) for c in mine),
-                "; ".join(images_cell(s, bed, c) for c in mine),
+                f"{response.ratio(records[0]['config']):.2f}"
+                if doses
+                else "; ".join(images_cell(s, bed, c) for c in mine),
                 *others(bed, records),
                 *costs(records),
             ]
@@ -112,8 +119,38 @@ def arms(s: Section, bed: Bed) -> Table:
 
 def difference_cell(s: Section, c: Difference, runs: int) -> str:
     """An interval, with what goes without saying left out: the hypothesis' control, and as many seeds as the row has."""
-    against = "" if c.control == s.arms.control else f", control {c.control}"
+    against = "" if c.control.partition("+")[0] == s.arms.control else f", control {c.control}"
     return f"{interval(c)}{'' if c.n == runs else f', n = {c.n}'}{against}"
+
+
+def in_doses(s: Section, bed: Bed) -> list[Difference]:
+    """e of every arm in every dose."""
+    runs, step = s.runs[bed.task], METRICS[bed.task][bed.metric].step
+    found = []
+    for dose in s.arms.each_dose():
+        control, *others = s.arms.at(dose).of_a_dose()
+        pairs = (compare(runs, bed.metric, arm, control, s.verdict.seeds, s.hypothesis.alpha, step) for arm in others)
+        found += [c.turned() for c in pairs if c]
+    return found
+
+
+def slopes(s: Section, bed: Bed) -> Table:
+    """A row for each contrast of a dose-response: its slope over all doses, and over those of each way to vary the length."""
+    runs, seeds, alpha = s.runs[bed.task], s.verdict.seeds, s.hypothesis.alpha
+    by_way = {
+        way: {
+            (r.slope.treatment, r.slope.control): r.slope
+            for r in response.responses(s.hypothesis, s.arms, runs, seeds, way)
+        }
+        for way in ("", *s.arms.doses)
+    }
+    names = [f"by {way} [{level(alpha)} interval]" if way else f"slope [{level(alpha)} interval]" for way in by_way]
+    rows = [
+        [a, b, str(c.n), *(interval(found[a, b]) if (a, b) in found else "-" for found in by_way.values())]
+        for (a, b), c in by_way[""].items()
+    ]
+    title = f"Slopes of e = arm - control, {s.hypothesis.unit}, on {s.bed(bed.task)}, {s.scale} scale"
+    return Table(f"{s.name}_{bed.task}_slopes", title, ["arm", "control", "n", *names], rows)
 
 
 def mean_and_range(records: Sequence[Record], metric: str) -> str:
@@ -175,15 +212,55 @@ def memory(s: Section) -> Table | None:
 
 
 def seeds(s: Section, task: str) -> Table:
-    """A row per seed: every arm's metric."""
+    """A row per seed: every arm's metric; of a dose-response, whose arms are many, a column per seed."""
     metric, found = s.hypothesis.metrics()[task], found_runs(s, task)
     runs = s.runs[task]
+    name, title = f"{s.name}_{task}_seeds", f"{metric} of each seed on {s.bed(task)}, {s.scale} scale"
+    if s.arms.doses:
+        every = sorted({seed for _, seed in runs})
+        rows = [
+            [a, *(f"{runs[a, seed]['metrics'][metric]:.2f}" if (a, seed) in runs else "-" for seed in every)]
+            for a in found
+        ]
+        return Table(name, title, ["arm", *(f"seed {seed}" for seed in every)], rows)
     rows = [
         [str(seed), *(f"{runs[a, seed]['metrics'][metric]:.2f}" if (a, seed) in runs else "-" for a in found)]
         for seed in sorted({seed for _, seed in runs})
     ]
+    return Table(name, title, ["seed", *found], rows)
+
+
+# ---- of layers -------------------------------------------------------------------------------------------------------
+
+
+def length(measured: dict[str, Any]) -> Table:
+    """A row for each length and layer of what benchmarks/length.py has measured."""
+
+    def ms(seconds: dict[str, float] | None) -> str:
+        if seconds is None:
+            return ""
+        return "{} ({} to {})".format(
+            *(
+                f"{1e3 * s:,.0f}" if s >= 0.1 else f"{1e3 * s:.3g}"
+                for s in (seconds[k] for k in ("median", "least", "most"))
+            )
+        )
+
+    columns = ["tokens", "layer", "forward, ms", "training, ms", "kept for training, MiB", "next token, ms"]
+    rows = [
+        [
+            f"{r['tokens']:,}",
+            r["layer"],
+            ms(r["forward_seconds"]),
+            ms(r["training_seconds"]),
+            f"{r['training_bytes'] / 2**20:.3g}",
+            ms(r.get("next_token_seconds")),
+            f"{r['kept_bytes'] / 2**10:,.0f}" if "kept_bytes" in r else "",
+        ]
+        for r in measured["rows"]
+    ]
     return Table(
-        f"{s.name}_{task}_seeds", f"{metric} of each seed on {s.bed(task)}, {s.scale} scale", ["seed", *found], rows
+        "length", "A layer of attention and of an SSM against the length", [*columns, "kept for it, KiB"], rows
     )
 
 

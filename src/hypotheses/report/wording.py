@@ -1,6 +1,7 @@
 """What a report says in words, each sentence in one place for terminal, page and Markdown. Numbers become text here."""
 
 import statistics
+from typing import Any
 
 from hypotheses import bootstrap
 from hypotheses.experiment import Experiment
@@ -46,8 +47,14 @@ def headline(s: Section) -> str:
     for bed in v.beds:
         if not bed.contrasts:
             continue
-        title, margin = METRICS[bed.task][bed.metric].title, s.arms.margin[bed.task]
-        if hypothesis.test == "superiority":
+        title, margin = METRICS[bed.task][bed.metric].title, bed.margin
+        if hypothesis.test == "dose_response":
+            c = bed.contrasts[0]
+            what = (
+                f"with each doubling of L/(6D) the gain of {hypothesis.what} in {title} changes by {c.mean:+.2f} points"
+            )
+            limit = f"smallest slope of interest {margin:.2g}"
+        elif hypothesis.test == "superiority":
             c = max(bed.contrasts, key=lambda c: c.low)
             what = f"on {s.bed(bed.task)} {hypothesis.what} changes {title} by {c.mean:+.2f} points"
             limit = f"smallest effect of interest {margin:g}"
@@ -83,6 +90,17 @@ def remarks(s: Section) -> list[str]:
             f"{interval(c)} points ({level(c.alpha)} interval, n = {c.n} seeds), of two metrics; if the length mattered it would be "
             "above 0."
         )
+    for bed in s.verdict.beds if s.arms.doses else ():
+        told = [f"{c.treatment} over {c.control} {interval(c)}" for c in bed.extra if s.arms.reach]
+        if told:
+            lines.append(
+                f"The other slopes, which decide nothing ({hypothesis.unit}, {level(hypothesis.alpha)} intervals, n = "
+                f"{bed.extra[0].n} seeds): {'; '.join(told)}. Where a larger kernel's slope is as large as that of {hypothesis.what}, "
+                "a longer reach would explain it as well."
+            )
+            lines.append(
+                "L/(6D) is about what attention costs, not about what an SSM can do: nothing in it says that accuracy must follow it."
+            )
     if hypothesis.interaction and not s.verdict.interactions:
         lines.append(
             f"The interaction with the short task, {' and '.join(hypothesis.interaction)}, is not known yet: "
@@ -101,13 +119,19 @@ def gates_title(hypothesis: Experiment) -> str:
     effect = (
         "keeps the task out of the verdict" if hypothesis.test == "superiority" else "makes the verdict inconclusive"
     )
-    return f"Gates, any of which {effect}:"
+    where = ", in any dose," if hypothesis.test == "dose_response" else ""
+    return f"Gates, any of which{where} {effect}:"
+
+
+MANY = 10  # arms that would not be read
 
 
 def missing(bed: Bed) -> str:
     by_arm: dict[str, list[str]] = {}
     for arm, seed in bed.missing:
         by_arm.setdefault(arm, []).append(str(seed))
+    if len(by_arm) > MANY:
+        return f"{len(bed.missing)} runs of {len(by_arm)} arms, which make status lists"
     return "; ".join(f"{arm} seed {', '.join(seeds)}" for arm, seeds in by_arm.items())
 
 
@@ -120,19 +144,30 @@ def rule(hypothesis: Experiment) -> str:
             "Supported if on any task the interval's lower bound lies above 0 (Holm over tasks and treatments), refuted if on "
             "every task every upper bound lies below the smallest effect of interest, else inconclusive."
         )
+    elif hypothesis.test == "dose_response":
+        difference = f"e = {metric} of the arm minus that of the control in each dose; its slope on log2 of L/(6D), one for each seed"
+        decided = (
+            "Supported if the interval of the slope lies above 0 and so does that of the slope over the sham, which is as large; "
+            "refuted if it lies below the smallest slope of interest, which is the margin divided by the doublings from the "
+            "shortest to the longest dose; else inconclusive."
+        )
     else:
         difference = f"d = {metric} of the control minus that of the arm"
         decided = (
             "Supported if for every treatment the interval lies above -margin, refuted if it lies below for any (Holm over "
             "treatments), else inconclusive."
         )
+    over_images = (
+        "The interval over images is "
+        f"about judging the same trained networks on other images of that pool ({bootstrap.DRAWS} bootstrap draws of each seed's "
+        "validation images, the same for both arms of a pair). Neither is about images from elsewhere. "
+    )
     return (
         f"Rule of hypothesis {hypothesis.hypothesis}: {difference}, paired by seed (same data draw, order, "
         f"augmentation and initial values of shared layers); t interval with one-sided alpha {hypothesis.alpha:g} at each "
         f"planned look ({', '.join(map(str, hypothesis.looks))} seeds). {decided} This interval, over seeds, is about "
-        "repeating the runs with other draws from the same pool of images, and it alone decides. The interval over images is "
-        f"about judging the same trained networks on other images of that pool ({bootstrap.DRAWS} bootstrap draws of each seed's "
-        "validation images, the same for both arms of a pair). Neither is about images from elsewhere. "
+        "repeating the runs with other draws from the same pool of images, and it alone decides. "
+        f"{'It is not about images from elsewhere. ' if hypothesis.test == 'dose_response' else over_images}"
         f"Registered in experiments/hypothesis_{hypothesis.hypothesis}.yaml, sha256 {hypothesis.sha256[:16]}."
     )
 
@@ -154,9 +189,21 @@ def row_command(records: list[Record]) -> str:
     config, seeds = records[0]["config"], " ".join(str(r["config"]["seed"]) for r in records)
     scale, of_all = config["scale"]["name"], [r["provenance"] for r in records]
     words = f"task={config['task']['name']} backbone={config['backbone']['name']}{'' if scale == 'demo' else f' scale={scale}'}"
+    dose = records[0]["address"].split("/")[2].partition("+")[2]
+    words += f" dose={dose}" if dose else ""
     if all("CPU" in p["device"] for p in of_all):
         words += f" hardware=cpu hardware.threads={of_all[0]['threads']}"
     return f"for s in {seeds}; do python -m hypotheses.run {words} seed=$s paths.results=again/results paths.outputs=again/outputs; done"
+
+
+def length(measured: dict[str, Any]) -> str:
+    """What the figures of benchmarks/length.py show, and on what they were measured."""
+    return (
+        f"One layer at equal width (D = {measured['dim']}): attention with {measured['heads']} heads and its projections, the SSM with N = "
+        f"{measured['states']} states a channel; one sequence, float32; medians of {measured['rounds']} rounds with their range; "
+        f"{measured['machine']}. To go on with the next token, causal attention keeps a key and a value of every token before it, the SSM "
+        "its state alone. Attention's kernel keeps no L x L matrix. It is about cost, and decides nothing."
+    )
 
 
 def deviations(s: Section) -> list[str]:

@@ -113,6 +113,10 @@ def dataset(run: Run, split: str) -> Dataset:
             raise UserError("recipe.in_memory=true keeps decoded images, so recipe.augment must be null")
         decoded = [np.asarray(decode(source.read(i), source.name(i))) for i in range(len(source.labels))]
         images = torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
+        size = recipe["image_size"]
+        size = size if isinstance(size, list) else [size, size]
+        if list(images.shape[2:]) != size:  # enlarged, a digit has more tokens and no more to tell
+            images = v2.functional.resize(images, size, v2.InterpolationMode.BILINEAR, antialias=True)
         return TensorDataset(images.contiguous(), torch.from_numpy(source.labels))
     return ImageDataset(source, augmentation(recipe) if training and recipe["augment"] else evaluation(recipe), seed)
 

@@ -401,7 +401,7 @@ def test_runs_of_other_code_wait_for_the_user_s_word(small, tmp_path):
     assert code == 0 and "1 recorded, 1 to run" in shown
     assert record.read(file)["provenance"]["code"] == record.code_fingerprint()
     moved = tmp_path / "results" / "replaced" / f"{address()}_1"
-    assert {f.name for f in moved.iterdir()} == {"seed_0.json", "seed_0.npz", "seed_0.jpg"}
+    assert {f.name for f in moved.iterdir()} == {"seed_0.json", "seed_0.npz", "seed_0.jpg", "seed_0.jsonl"}
     assert record.read(moved / "seed_0.json") == old
 
 

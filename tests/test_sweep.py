@@ -106,7 +106,7 @@ def test_the_time_left_is_known_once_every_arm_was_seen(tmp_path):
         pid = 0
 
     def config(arm):
-        return {"task": {"name": "coco"}, "backbone": {"name": arm}}
+        return {"task": {"name": "coco"}, "backbone": {"name": arm}, "tag": None}
 
     child = sweep.Child(config("a"), Process(), tmp_path / "log.txt", sweep.Slot(0, {}, []), time.monotonic() - 10)  # type: ignore[arg-type]
     beat = {"step": 1, "steps": 2, "seconds_left": 30.0}

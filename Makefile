@@ -61,7 +61,7 @@ report: no-sweep-options .venv/ready  ## Judge the records that are there and wr
 publish: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2, 3 or 4: send a finished sweep to W&B, or send it again; ARGS='--project P --entity E'
 	@$(PY) -m hypotheses.publish $(HYP) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
 
-dashboard: no-selection .venv/ready  ## W&B's own view of the runs here, in the terminal and without a network; says where the report's page is
+dashboard: only-args .venv/ready  ## W&B's own view of the runs here, in the terminal and without a network; says where the report's page is
 	@$(PY) -m hypotheses.dashboard $(ARGS)
 
 power: need-hyp no-sweep-options .venv/ready  ## HYP=1, 2, 3 or 4: what more seeds would decide, from the spread seen so far
@@ -116,8 +116,9 @@ notebooks: no-selection .venv/ready  ## Run the notebooks; they are left with th
 	@mkdir -p outputs/notebooks
 	@.venv/bin/jupyter-execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}'
 
-clean:  ## Remove what the demo has made: its digits, logs, records and reports, and what W&B keeps here
-	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report results/wandb
+clean:  ## Remove what the demo has made: its digits, logs, records and reports, and what W&B keeps of them
+	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report
+	rm -rf results/wandb/{,earlier/}{,offline-}run-????????_??????-{demo-*,smoke-*,verdict-hypothesis_*_demo,verdict-hypothesis_*_smoke}
 
 need-hyp:
 	@if [ -z "$(HYP)" ]; then echo "error: say which hypothesis: make $(firstword $(MAKECMDGOALS)) HYP=1" >&2; exit 2; fi
@@ -127,6 +128,9 @@ no-launcher:
 
 no-selection: no-launcher
 	@if [ -n "$(strip $(SWEEP))$(BUDGET)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes RUN, BUNDLE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
+
+only-args:
+	@if [ -n "$(strip $(SWEEP))$(BUDGET)$(LAUNCHER)$(RUN)$(BUNDLE)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
 
 no-sweep-options: no-launcher
 	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)$(STALE)$(BUDGET)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
@@ -150,4 +154,4 @@ no-sweep-options: no-launcher
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference notebooks clean need-hyp no-launcher no-sweep-options no-selection
+.PHONY: help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference notebooks clean need-hyp no-launcher no-sweep-options no-selection only-args

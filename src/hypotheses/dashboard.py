@@ -3,6 +3,7 @@
 python -m hypotheses.dashboard [paths.results=FOLDER]
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,13 @@ from hypotheses.tracker import FOLDER
 
 def main(arguments: Sequence[str] | None = None) -> int:
     about = "Open W&B's own view of the runs that are kept here, and say where the page of the report is."
-    _, results, _ = report.read_arguments("dashboard", about, None if arguments is None else list(arguments))
+    parser = argparse.ArgumentParser(
+        prog="make dashboard", description=about, usage="make dashboard [ARGS='paths.results=FOLDER']"
+    )
+    parser.add_argument("paths", nargs="*", help="paths.results=FOLDER")
+    overrides = parser.parse_args(arguments).paths
+    report.check_paths("dashboard", overrides)
+    results = report.results_folder(overrides)
     page, folder = results / "report" / "index.html", results / "wandb"
     print(f"the report, for a browser: {page}{'' if page.exists() else ' (not written yet: make report)'}", flush=True)
     runs = [f for f in folder.glob("*run-*") if FOLDER.fullmatch(f.name)]

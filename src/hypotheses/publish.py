@@ -22,7 +22,7 @@ from hypotheses import record, report, tracking
 from hypotheses.errors import UserError, command
 from hypotheses.metrics import METRICS
 from hypotheses.report import Section, wording
-from hypotheses.tracker import Writer, prepare
+from hypotheses.tracker import Writer, deleted, is_whole, prepare
 from hypotheses.tracking import PROJECT, STEP, Message
 
 # ---- the verdict -----------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def verdict_story(s: Section, results: Path) -> list[Message]:
     for bed in s.verdict.beds:
         for c in bed.contrasts:
             numbers = {"mean": c.mean, "low": c.low, "high": c.high, "seeds": c.n}
-            summary |= {f"{bed.task}/{c.treatment}/{name}": value for name, value in numbers.items()}
+            summary |= {f"{bed.task}/{c.treatment}_over_{c.control}/{name}": value for name, value in numbers.items()}
         gates += [[bed.task, g.name, "passed" if g.passed else "failed", g.detail] for g in bed.gates]
     tables = {"gates": {"columns": ["task", "gate", "outcome", "detail"], "rows": gates}}
     for file in sorted((results / "report" / "tables").glob(f"{s.name}_*.csv")):
@@ -65,7 +65,8 @@ def workspace(s: Section, entity: str, project: str) -> Any:
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces import expr
 
-    arm = wr.Config("backbone.name")
+    key = "arm" if s.arms.doses else "backbone.name"  # of which an arm has one for all its doses
+    arm = wr.Config(key)
     sections = []
     for task, metric in s.hypothesis.metrics().items():
         title = METRICS[task][metric].title
@@ -112,7 +113,7 @@ def workspace(s: Section, entity: str, project: str) -> Any:
             name="verdict",
             is_open=True,
             panels=[
-                *(wr.WeavePanelSummaryTable(table_name=f"tables/{name}") for name in ["gates", *arms_tables(s)]),
+                *(wr.WeavePanelSummaryTable(table_name=f"tables/{name}") for name in ["gates", *shown_tables(s)]),
                 wr.MediaBrowser(title="report", media_keys=["report"]),
             ],
         ),
@@ -122,20 +123,21 @@ def workspace(s: Section, entity: str, project: str) -> Any:
         project=project,
         name=f"Hypothesis {s.hypothesis.hypothesis}, {s.scale} scale",
         sections=sections,
-        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=max(100, len(s.records))),
         runset_settings=ws.RunsetSettings(
             filters=expr.And(
                 expr.Tags().isin([f"H{s.hypothesis.hypothesis}"]),
                 expr.Config("scale.name") == s.scale,
             ),
-            groupby=[expr.Config("task.name"), expr.Config("backbone.name")],
+            groupby=[expr.Config("task.name"), expr.Config(key)],
             pinned_columns=[f"summary:final/{metric}" for metric in dict.fromkeys(s.hypothesis.metrics().values())],
         ),
     )
 
 
-def arms_tables(s: Section) -> list[str]:
-    return [f"{task}_arms" for task in s.hypothesis.metrics()]
+def shown_tables(s: Section) -> list[str]:
+    kinds = ["slopes", "arms"] if s.arms.doses else ["arms"]
+    return [f"{task}_{kind}" for task in s.hypothesis.metrics() for kind in kinds]
 
 
 def save(made: Any, results: Path) -> str:
@@ -164,19 +166,28 @@ def stories(s: Section, results: Path) -> list[tuple[str, list[Message]]]:
     return [*found, (f"verdict of {s.name}", verdict_story(s, results))]
 
 
-def publish(s: Section, results: Path, mode: str, entity: str) -> None:
-    """Tell W&B of a sweep. Raises UserError where it does not take a run or the workspace."""
+def publish(s: Section, results: Path, mode: str, entity: str) -> list[str]:
+    """Tell W&B of a sweep; the names of what it does not take, since somebody has deleted it there. Raises UserError where it does not take
+    a run for another reason, or the workspace."""
     import wandb
 
     (results / "wandb").mkdir(parents=True, exist_ok=True)
     told = stories(s, results)
+    refused: list[str] = []
     with tempfile.TemporaryDirectory(dir=results / "wandb", prefix=".sending_") as folder:
         for number, (name, messages) in enumerate(told, 1):
+            if mode == "offline" and there_already(messages, results):
+                print(f"  {number} of {len(told)}: {name} is there already", flush=True)
+                continue
             writer = Writer(mode, results, None, results if mode == "offline" else Path(folder))
             try:
                 for message in messages:
                     writer.hear(message)
             except Exception as error:
+                if deleted(error):
+                    refused.append(name)
+                    print(f"  {number} of {len(told)}: {name} was deleted in W&B, which refuses it", flush=True)
+                    continue
                 with contextlib.suppress(Exception):  # else what is left of it is told by a traceback at the end
                     wandb.teardown(exit_code=1)
                 raise UserError(
@@ -186,16 +197,23 @@ def publish(s: Section, results: Path, mode: str, entity: str) -> None:
             print(f"  {number} of {len(told)}: {name}", flush=True)
     if mode == "offline":
         print(f"{len(told)} runs in {results / 'wandb'}: make dashboard shows them")
-        return
+        return []
     project = os.environ["WANDB_PROJECT"]
     try:
         address = save(workspace(s, entity, project), results)
     except Exception as error:
         raise UserError(
-            f"all {len(told)} runs are sent, but not the workspace ({type(error).__name__}: {' '.join(str(error).split())}): type the same "
+            f"{len(told) - len(refused)} runs are sent, but not the workspace ({type(error).__name__}: {' '.join(str(error).split())}): type the same "
             "command again"
         ) from error
-    print(f"{len(told)} runs in {entity}/{project}; {address}")
+    print(f"{len(told) - len(refused)} runs in {entity}/{project}; {address}")
+    return refused
+
+
+def there_already(messages: list[Message], results: Path) -> bool:
+    """Whether W&B keeps a finished run here as it was told while it trained: with its system metrics, which a record has not."""
+    summary = next((m["content"]["summary"] for m in messages if "content" in m), {})
+    return is_whole(results / "wandb", messages[0]["open"]["id"], summary)
 
 
 def account() -> str:
@@ -225,12 +243,17 @@ KEPT = "All runs stay in results/, and the same command sends them later; WANDB_
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--project", default=os.environ.get("WANDB_PROJECT") or PROJECT)
-    parser.add_argument("--entity")
-    given, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    about = "Tell W&B of a finished sweep: every run whole, the verdict and a workspace. --project and --entity say where to."
-    hypothesis, results, scale = report.read_arguments("publish", about, rest)
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--project",
+        metavar="P",
+        default=os.environ.get("WANDB_PROJECT") or PROJECT,
+        help=f"default: WANDB_PROJECT, else {PROJECT}",
+    )
+    options.add_argument("--entity", metavar="E", help="a user or team; default: WANDB_ENTITY, else the account's own")
+    given = argparse.Namespace()
+    about = "Tell W&B of a finished sweep: every run whole, the verdict and a workspace."
+    hypothesis, results, scale = report.read_arguments("publish", about, arguments, options, given)
     if hypothesis is None:
         raise UserError("say which hypothesis: make publish HYP=1")
     mode = os.environ.get("WANDB_MODE") or "online"
@@ -248,8 +271,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = page.stat().st_mtime if page.exists() else 0.0
     if any(place(results, one).stat().st_mtime >= written for one in found.records):
         print(report.write(hypothesis, results, found.scale).splitlines()[-1])
-    publish(found, results, mode, entity)
-    return 0
+    if refused := publish(found, results, mode, entity):
+        print(
+            f"error: W&B does not take {', '.join(refused)}: deleted there, and it never takes a deleted id again. Undelete it on the project's "
+            "page and type the same command again, or send all to another one: ARGS='--project NAME'",
+            file=sys.stderr,
+        )
+    return 1 if refused else 0
 
 
 if __name__ == "__main__":

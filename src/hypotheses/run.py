@@ -103,9 +103,6 @@ def run(config: Config) -> record.Record | None:
         guard = claim.check if claim else lambda: None
         every = config["hardware"]["checkpoint_seconds"]
         checkpoints = Checkpoints(folder, identity, made_by, every, config["resume"], guard, main_process)
-        if main_process:
-            (folder / "heartbeat.json").unlink(missing_ok=True)  # of an earlier attempt
-            attempt.enter_context(attempts.noted(results, address))
         begun: record.Record = {
             "address": address,
             "identity": identity,
@@ -114,7 +111,12 @@ def run(config: Config) -> record.Record | None:
             "cost": network,
             "provenance": made,
         }
-        told = attempt.enter_context(tracking.live(config, begun)) if main_process else None
+        told = (
+            held.enter_context(tracking.live(config, begun)) if main_process else None
+        )  # waits after the attempt's end
+        if main_process:
+            (folder / "heartbeat.json").unlink(missing_ok=True)  # of an earlier attempt
+            attempt.enter_context(attempts.noted(results, address))
         if (found := checkpoints.find()) and main_process:
             print(f"{address}: goes on from its checkpoint of step {found.step}")
         task = tasks.load(config["task"]["name"])
@@ -157,12 +159,12 @@ def run(config: Config) -> record.Record | None:
             artefacts["pictures"] = record.sha256(target.with_suffix(".jpg"))
         result["provenance"] |= {"predictions": artefacts["predictions"], "artefacts": artefacts}
         record.write(target, result)  # the last file of a run: where it is, everything is
+        attempt.close()
         checkpoints.clear()
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        print(f"{address}: {shown}; {result['seconds']:.0f} seconds; {target}", flush=True)
         if told:
             told.recorded(result, target)
-        attempt.close()
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    print(f"{address}: {shown}; {result['seconds']:.0f} seconds; {record.path(config)}")
     return result
 
 

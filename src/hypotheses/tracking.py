@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hypotheses import experiment
+from hypotheses import experiment, stopping
 from hypotheses.config import Config
 from hypotheses.record import Record
 
@@ -35,6 +35,9 @@ SHARED = "HYPOTHESES_TRACKER"  # variable with the socket of a sweep's tracker, 
 PATIENCE = {"offline": 30.0, "online": 60.0}  # seconds that the end of a run waits for W&B, at most
 LEAVE = 5.0  # seconds that a run which has failed, or was stopped, waits
 SEND = 2.0  # seconds that a message may take before W&B is given up
+
+DONE = b"done\n"  # what a tracker answers to an end that is written or sent; else why it has given up
+ENDED = "its process has ended"
 
 Message = dict[str, Any]
 
@@ -64,6 +67,7 @@ def opening(run: Mapping[str, Any]) -> Message:
             "job_type": "train",
             "tags": [tag[:64] for tag in tags],
             "config": run["config"]
+            | {"arm": name}
             | {key: run[key] for key in ("identity", "data_fingerprint", "cost")}
             | {"provenance": {key: made.get(key) for key in keys}},
         }
@@ -150,7 +154,7 @@ class Live:
         try:
             self.channel.sendall(json.dumps(message).encode() + b"\n")
         except OSError as error:
-            self.give_up(f"{type(error).__name__}: {error}")
+            self.give_up(self.last_words() or f"{type(error).__name__}: {error}")
         self.ended = "end" in message
 
     def tell(self, make: Callable[[], Sequence[Message]]) -> None:
@@ -168,8 +172,23 @@ class Live:
         self.send(**row(values))
 
     def recorded(self, found: Record, file: Path) -> None:
-        """The run is whole."""
-        self.tell(lambda: [{"content": content(found, file)}, {"end": 0}])
+        """The run is whole. Being asked to stop is then no reason to fail: W&B is given up, and the run is done."""
+        try:
+            self.tell(lambda: [{"content": content(found, file)}, {"end": 0}])
+            self.close()
+        except (KeyboardInterrupt, stopping.Stopped):
+            self.give_up("stopped, after it was recorded")
+            if self.process:
+                self.process.kill()
+            self.close()
+
+    def last_words(self) -> str:
+        """Why the tracker has closed the channel, where it could still say so."""
+        with contextlib.suppress(OSError):
+            if self.channel:
+                self.channel.settimeout(0.1)
+                return reason(self.channel.recv(1024))
+        return ""
 
     def give_up(self, why: str) -> None:
         print(f"note: W&B is told no more of this run ({why}); make publish tells it all", file=sys.stderr)
@@ -179,25 +198,26 @@ class Live:
 
     def close(self) -> None:
         """Wait for what was told to be written or sent, with a limit: a short one where the tracker is a sweep's and goes on. A run that
-        was not recorded has failed."""
+        was not recorded has failed. Closed again, it does nothing."""
         patience = PATIENCE.get(self.mode, 0.0) if self.ended else LEAVE
         patience = patience if self.process else min(patience, LEAVE)
         self.send(end=1)
         try:
             if self.channel:
                 self.channel.settimeout(patience)
-                if self.channel.recv(16) != b"done\n":
-                    self.give_up("its process has ended")
+                if (said := self.channel.recv(1024)) != DONE:
+                    self.give_up(reason(said) or ENDED)
         except TimeoutError:
             if self.process:
                 self.give_up(f"it takes longer than {patience:g} s")
         except OSError:  # reset, with messages that it has not heard
-            self.give_up("its process has ended")
+            self.give_up(ENDED)
         finally:
             if self.channel:
                 self.channel.close()
             if self.process:
                 end(self.process, 2.0)
+            self.channel = self.process = None
 
 
 @contextlib.contextmanager
@@ -218,6 +238,10 @@ def tell(make: Callable[[], Sequence[Message]], mode: str, results: Path) -> Non
         told.tell(make)
     finally:
         told.close()
+
+
+def reason(said: bytes) -> str:
+    return "" if said == DONE else " ".join(said.decode(errors="replace").split())
 
 
 def of_sweep() -> socket.socket | None:
@@ -259,7 +283,13 @@ def shared(mode: str) -> Iterator[None]:
             if process:
                 assert process.stdin
                 process.stdin.close()  # which it takes for the end
-                if not end(process, PATIENCE[mode]):
+                try:
+                    whole = end(process, PATIENCE[mode])
+                except KeyboardInterrupt:  # the runs have ended before
+                    process.kill()
+                    process.wait()
+                    whole = False
+                if not whole:
                     print("note: W&B took too long to end, and was left; make publish tells it all", file=sys.stderr)
 
 

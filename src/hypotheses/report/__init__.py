@@ -303,32 +303,48 @@ def picture_links(s: Section, task: str, results: Path) -> list[str]:
 # ---- what a person types ---------------------------------------------------------------------------------------------
 
 
-def read_arguments(target: str, about: str, arguments: list[str] | None) -> tuple[Experiment | None, Path, str | None]:
+def read_arguments(
+    target: str,
+    about: str,
+    arguments: Sequence[str] | None,
+    options: argparse.ArgumentParser | None = None,
+    given: argparse.Namespace | None = None,
+) -> tuple[Experiment | None, Path, str | None]:
     """The hypothesis, the folder of results and the scale that a `make` target without runs is asked about; None for what is not
-    named."""
+    named. Values of further `options`, a parser without --help, go into `given`."""
+    more = "".join(f"{o.option_strings[0]} {o.metavar} " for o in options._actions) if options else ""
     parser = argparse.ArgumentParser(
         prog=f"make {target} HYP=1",
         description=about,
-        usage=f"make {target} HYP=1 [SCALE=demo] [ARGS='paths.results=FOLDER']",
+        usage=f"make {target} HYP=1 [SCALE=demo] [ARGS='{more}paths.results=FOLDER']",
+        parents=[options] if options else [],
     )
     parser.add_argument("--scale")
     parser.add_argument("words", nargs="*", help="the number of a hypothesis; paths.results=FOLDER")
-    asked = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
+    asked = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments, given)
     numbers, overrides = ([w for w in asked.words if ("=" in w) is has] for has in (False, True))
     if len(numbers) > 1:
         raise UserError(f"HYP={' '.join(numbers)}: name one hypothesis: make {target} HYP=1")
     hypothesis = experiment.load(numbers[0]) if numbers else None
-    for override in overrides:
-        if not override.startswith("paths."):
-            raise UserError(f"{override}: make {target} takes paths only, such as paths.results=FOLDER")
+    check_paths(target, overrides)
     if asked.scale and hypothesis:
         experiment.check_scale(hypothesis, asked.scale)
     elif asked.scale:
         raise UserError(f"SCALE={asked.scale}: say of which hypothesis: make {target} HYP=1 SCALE={asked.scale}")
-    results = Path(compose(overrides)["paths"]["results"])
+    return hypothesis, results_folder(overrides), asked.scale
+
+
+def check_paths(target: str, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if not override.startswith("paths."):
+            raise UserError(f"{override}: make {target} takes paths only, such as paths.results=FOLDER")
+
+
+def results_folder(overrides: Sequence[str]) -> Path:
+    results = Path(compose(list(overrides))["paths"]["results"])
     if not results.is_dir():
         raise UserError(f"no folder {results}: set paths.results to one that a sweep has written")
-    return hypothesis, results, asked.scale
+    return results
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,13 +15,15 @@ KEY = "0123456789" * 4
 class StandIn:
     """runs   by id: what each was opened with, `opened` how often, and the files of its stream, by their names and lines
     views  by name: the workspaces that were saved
-    asked  the names of what was asked of GraphQL, in order"""
+    asked  the names of what was asked of GraphQL, in order
+    gone   ids of runs that were deleted, which it refuses as W&B does"""
 
     def __init__(self, url: str):
         self.url = url
         self.runs: dict[str, dict[str, Any]] = {}
         self.views: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []
+        self.gone: set[str] = set()
 
     def graphql(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         name = re.search(r"(?:query|mutation) (\w+)", query)
@@ -78,7 +80,12 @@ def serving() -> Iterator[StandIn]:
                 server.stream(self.path.split("/")[-2], body)
                 self.answer({"limits": {}})
             elif self.path == "/graphql":
-                self.answer({"data": server.graphql(body["query"], body.get("variables") or {})})
+                given = body.get("variables") or {}
+                if "upsertBucket" in body["query"] and given["name"] in server.gone:
+                    why = f"run us/P/{given['name']} was previously created and deleted; try a new run name"
+                    self.answer({"errors": [{"message": why}], "data": {"upsertBucket": None}}, 409)
+                else:
+                    self.answer({"data": server.graphql(body["query"], given)})
             else:
                 server.asked.append(self.path)
                 self.answer({})
@@ -91,9 +98,9 @@ def serving() -> Iterator[StandIn]:
             server.asked.append(self.path)
             self.answer({})
 
-        def answer(self, content: dict[str, Any]) -> None:
+        def answer(self, content: dict[str, Any], status: int = 200) -> None:
             data = json.dumps(content).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hypotheses import experiment, power, record, report, response, selection, sweep, verdict
+from hypotheses import experiment, power, publish, record, report, response, selection, sweep, tracking, verdict
 from hypotheses.config import ROOT
 from hypotheses.errors import UserError
 from hypotheses.report import tables
@@ -199,6 +199,21 @@ def test_without_a_whole_seed_the_figure_says_so(tmp_path, make_records):
     assert response.responses(H, ARMS, s.runs["imagenet"], range(5)) == []
     report.write(H, tmp_path, "demo")
     assert (tmp_path / "report/figures/hypothesis_4_demo_imagenet_dose.svg").exists()
+
+
+def test_w_and_b_is_told_both_slopes_and_shows_every_dose_apart(results):
+    s = report.section(H, results, "demo")
+    (bed,) = s.verdict.beds
+    summary = next(m["content"]["summary"] for m in publish.verdict_story(s, results) if "content" in m)
+    for over, found in zip(("mambaout_atto", "mambaout_atto_sham"), bed.contrasts, strict=True):
+        assert summary[f"imagenet/mambaout_atto_ssm_over_{over}/mean"] == found.mean
+    about = tracking.opening(s.records[0])["open"]["config"]
+    assert about["arm"] == s.records[0]["address"].split("/")[2]
+    made = publish.workspace(s, "us", "P")
+    spec = made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
+    assert made.settings.max_runs >= len(s.records) == 150
+    assert "config.arm" in spec.replace('","', ".") or '"arm"' in spec
+    assert "backbone.name" not in spec and "tables/imagenet_slopes" in spec
 
 
 def test_what_more_seeds_would_decide_is_in_the_slopes_unit(results):

@@ -1,6 +1,7 @@
 """What W&B is told, read back by its own reader from what it keeps offline, and by a stand-in of its server."""
 
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -10,14 +11,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from wandb.util import get_core_path
 
-from hypotheses import experiment, publish, record, report, tracker, tracking
+from hypotheses import attempts, dashboard, experiment, publish, record, report, tracker, tracking
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
 from hypotheses.run import run
@@ -137,17 +140,31 @@ def test_the_mode_is_that_of_the_command_else_of_the_environment_else_offline(mo
 # ---- while it trains -------------------------------------------------------------------------------------------------
 
 
-def test_both_runners_tell_the_same_keys_on_the_same_axis_and_publish_tells_them_again(paths, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def plainly(tmp_path_factory) -> Callable[[str], record.Record]:
+    """The record of a smoke run of a task that W&B was told nothing of; made once."""
+
+    @functools.cache
+    def make(task: str) -> record.Record:
+        folder = tmp_path_factory.mktemp(task)
+        places = [f"paths.{name}={folder / name}" for name in ("data", "outputs", "results")]
+        made = run(compose([*places, *SMOKE, f"task={task}", "wandb=off"]))
+        assert made and not (folder / "results/wandb").exists()
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("task", ["imagenet", pytest.param("ade20k", marks=pytest.mark.slow)])
+def test_both_runners_tell_the_same_keys_on_the_same_axis_and_publish_tells_them_again(
+    task, plainly, paths, tmp_path, monkeypatch
+):
     """Each run once, under an id of its own; the whole configuration, pictures and system metrics; nothing outside of results/; and the
     same weights as without it."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     results = tmp_path / "results"
-    made = [run(compose([*paths, *SMOKE, f"task={task}", "wandb=offline"])) for task in ("imagenet", "ade20k")]
-    places = [paths[0], *(f"paths.{name}={tmp_path / 'off' / name}" for name in ("outputs", "results"))]
-    plainly = [run(compose([*places, *SMOKE, f"task={task}", "wandb=off"])) for task in ("imagenet", "ade20k")]
-    for one, other in zip(made, plainly, strict=True):
-        assert one["provenance"]["artefacts"]["weights"] == other["provenance"]["artefacts"]["weights"]
-    assert not (tmp_path / "off/results/wandb").exists()
+    made = [run(compose([*paths, *SMOKE, f"task={task}", "wandb=offline"]))]
+    assert made[0]["provenance"]["artefacts"]["weights"] == plainly(task)["provenance"]["artefacts"]["weights"]
     found = kept(results)
     assert set(found) == {tracking.run_id(one["address"], one["identity"]) for one in made}
     for one in made:
@@ -198,40 +215,140 @@ def front(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_wandb_that_fails_neither_stops_nor_changes_a_run(how, paths, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(tracking.PATIENCE, "offline", 3.0)
-    weights = []
-    for mode in ("off", "offline"):
-        places = [paths[0], *(f"paths.{name}={tmp_path / mode / name}" for name in ("outputs", "results"))]
-        if mode == "offline":
-            front(tmp_path, how)
-            monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'front'}:{os.environ.get('PYTHONPATH', '')}")
-        made = run(compose([*places, *SMOKE, f"wandb={mode}"]))
-        assert made
-        weights.append(sha256(tmp_path / mode / "outputs" / made["address"] / "weights.pt"))
-    assert weights[0] == weights[1] == made["provenance"]["artefacts"]["weights"]
+def test_a_wandb_that_fails_neither_stops_nor_changes_a_run(how, plainly, paths, tmp_path, monkeypatch, capfd):
+    weights = plainly("imagenet")["provenance"]["artefacts"]["weights"]
+    monkeypatch.setitem(tracking.PATIENCE, "offline", 1.0)
+    front(tmp_path, how)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'front'}:{os.environ.get('PYTHONPATH', '')}")
+    made = run(compose([*paths, *SMOKE, "wandb=offline"]))
+    assert made
+    assert sha256(tmp_path / "outputs" / made["address"] / "weights.pt") == weights
+    assert made["provenance"]["artefacts"]["weights"] == weights
     err = capfd.readouterr().err
     said = re.findall(r"note: W&B .*", err)  # which may stand behind a bar
     assert 1 <= len(said) <= 2 and "Traceback" not in err, err
     assert sum("make publish tells it all" in line for line in said) == 1
 
 
-def test_a_run_imports_no_wandb_and_keeps_its_signals(paths, tmp_path):
-    """Even where timm would, and where that would never end."""
+def test_a_stop_while_w_and_b_is_slow_leaves_a_recorded_run_done(paths, tmp_path):
+    """The run imports no wandb, even where timm would and where that would never end, and has its signals as they were."""
     code = (
         "import signal, sys\nfrom hypotheses import run\nrun.main()\nimport timm.utils\n"
         "print(sys.modules['wandb'], *(signal.getsignal(n) for n in (10, 15)))\n"
     )
     front(tmp_path, "hangs")
     given = os.environ | {"PYTHONPATH": f"{tmp_path / 'front'}:{os.environ.get('PYTHONPATH', '')}"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *SMOKE, *paths], capture_output=True, text=True, cwd=ROOT, env=given, timeout=300
+    words = [sys.executable, "-c", code, *SMOKE, *paths, "wandb=offline"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=given
+    ) as process:
+        assert process.stdout
+        line = next(text for text in process.stdout if "seconds; " in text)  # it waits for W&B from now on
+        assert "smoke/imagenet/mambaout_atto/seed_0: " in line
+        time.sleep(0.5)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert time.monotonic() - begun < tracking.PATIENCE["offline"] - 5
+    assert "stopped, after it was recorded" in err and "nothing was recorded" not in err
+    assert attempts.read(tmp_path / "results", "smoke/imagenet/mambaout_atto/seed_0") == [attempts.RECORDED]
+    assert out.splitlines()[-1] == f"None {signal.SIG_DFL!s} {signal.SIG_DFL!s}"
+
+
+class Slow:
+    """In the place of a run of wandb: one whose end takes longer than anybody waits."""
+
+    def finish(self, exit_code: int) -> None:
+        threading.Event().wait()
+
+
+def heard(*messages: dict[str, Any], results: Path) -> bytes:
+    """What a tracker answers to the messages of a run."""
+    mine, its = socket.socketpair()
+    with mine:
+        for message in ({"hello": {"mode": "offline", "results": str(results), "pid": None}}, *messages):
+            mine.sendall(json.dumps(message).encode() + b"\n")
+        tracker.listen(its)
+        return mine.recv(1024)
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A tracker that has not failed before."""
+    monkeypatch.setattr(tracker, "prepare", lambda results: None)  # changes the environment
+    monkeypatch.setattr(tracker, "SAID", set())
+    monkeypatch.setattr(tracker, "DROPPED", [])
+    monkeypatch.setattr(tracker.Writer, "refused", "")
+    monkeypatch.setattr(tracker.Writer, "starting", threading.Lock())
+
+
+ABOUT = {"id": "x", "name": "x", "group": "g", "job_type": "train", "tags": [], "config": {}}
+
+
+def test_an_end_that_takes_too_long_drops_that_run_alone(fresh, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(tracker, "LAST", 0.2)
+
+    def opened(self, about):
+        self.run = Slow() if about["id"] == "x" else None
+
+    monkeypatch.setattr(tracker.Writer, "on_open", opened)
+    settings = type("Settings", (), {"sync_dir": str(tmp_path)})
+    monkeypatch.setattr(Slow, "settings", settings, raising=False)
+    assert b"takes longer than 0.2 s to end a run" in heard({"open": ABOUT}, {"end": 0}, results=tmp_path)
+    assert heard({"open": ABOUT | {"id": "y"}}, {"end": 0}, results=tmp_path) == tracking.DONE
+    assert "takes longer than 0.2 s" in capfd.readouterr().err
+
+
+def test_after_a_run_that_cannot_be_opened_no_other_is_tried(fresh, tmp_path, monkeypatch):
+    tried = []
+
+    def init(**about):
+        tried.append(about["id"])
+        raise RuntimeError("run x was previously created and deleted" if about["id"] == "gone" else "no server")
+
+    monkeypatch.setattr("wandb.init", init)
+    answers = [heard({"open": ABOUT | {"id": name}}, {"end": 0}, results=tmp_path) for name in ("gone", "x", "y")]
+    assert tried == ["gone", "x"]  # of a deleted run no other one is the worse
+    assert (
+        b"no server" in answers[1] and b"no run is opened any more, since" in answers[2] and b"no server" in answers[2]
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"None {signal.SIG_DFL!s} {signal.SIG_DFL!s}"
-    made = run(compose([*paths[:1], f"paths.outputs={tmp_path / 'o'}", f"paths.results={tmp_path / 'r'}", *SMOKE]))
-    weights = "smoke/imagenet/mambaout_atto/seed_0/weights.pt"
-    assert made and sha256(tmp_path / "o" / weights) == sha256(tmp_path / "outputs" / weights)
+
+
+def test_a_run_of_a_sweep_says_why_its_tracker_gave_it_up(tmp_path, capfd):
+    told = tracking.Live("off", tmp_path)
+    told.channel, its = socket.socketpair()
+    with its:
+        its.sendall(b"CommError: no server\n")
+    told.row({"step": 1})
+    told.row({"step": 2})
+    told.close()
+    said = "note: W&B is told no more of this run (CommError: no server); make publish tells it all\n"
+    assert capfd.readouterr().err == said
+
+
+def test_what_cannot_be_moved_aside_stays(tmp_path):
+    old = tmp_path / "offline-run-20260101_000000-x"
+    old.mkdir()
+    (old / "run-x.wandb").write_text("system metrics")
+    (tmp_path / "earlier").write_text("no folder")
+    tracker.put_aside(tmp_path, "x", keep=True)
+    assert (old / "run-x.wandb").read_text() == "system metrics"
+    tracker.put_aside(tmp_path, "x", keep=False)
+    assert not old.exists()
+
+
+def test_a_run_that_is_kept_whole_is_left_as_it_is(sweep):
+    one = record.read(sweep / "records/demo/imagenet/vit_atto/seed_0.json")
+    story = tracking.story(one, sweep / "records/demo/imagenet/vit_atto/seed_0.json")
+    assert not publish.there_already(story, sweep)
+    tracking.tell(lambda: story, "offline", sweep)
+    assert publish.there_already(story, sweep)
+    one["metrics"]["top1_percent"] += 1  # run again: told anew
+    assert not publish.there_already(tracking.story(one, publish.place(sweep, one)), sweep)
+    (kept_one,) = (sweep / "wandb").glob("*run-*/" + tracker.WHOLE)
+    kept_one.unlink()
+    assert not publish.there_already(story, sweep)  # as of a run that was killed
 
 
 def test_a_run_that_goes_on_is_there_once_and_whole(tmp_path):
@@ -353,6 +470,17 @@ def test_publish_sends_every_run_whole_and_again_the_same(sweep, tmp_path, comma
         assert sent["opened"] >= 2 and "RunResumeStatus" not in server.asked  # each time as a new one, over the old
         ((view, saved),) = server.views.items()  # saved twice, under one name
         assert saved["entityName"] == "us" and "vit_atto" not in view
+        server.gone.add(name)  # somebody has deleted it there
+        del server.runs[name]
+        done = command(
+            "hypotheses.publish", "3", "--project=P", f"paths.results={sweep}", **given, WANDB_INIT_TIMEOUT="3"
+        )
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stdout + done.stderr
+        assert f"error: W&B does not take {one['address']}: deleted there" in done.stderr and "--project" in done.stderr
+        assert "2 runs in us/P" in done.stdout and server.runs.keys() == {*seen[1], "verdict-hypothesis_3_demo"} - {
+            name
+        }
+        assert server.runs["verdict-hypothesis_3_demo"]["opened"] == 3
     assert not list((sweep / "wandb").glob("*run-*")) and not list((sweep / "wandb").glob(".sending*"))
 
 
@@ -370,12 +498,13 @@ def test_a_run_is_told_live_to_a_server(paths, tmp_path, monkeypatch):
     )
 
 
-def test_without_account_or_network_publish_says_what_to_do(sweep, tmp_path, one_line_error):
+def test_without_account_or_network_publish_says_what_to_do(sweep, tmp_path, one_line_error, monkeypatch):
     nobody = {"WANDB_MODE": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
-    said = one_line_error("hypotheses.publish", "3", f"paths.results={sweep}", **nobody)
-    assert (
-        "no account for W&B" in said and "wandb login" in said and "WANDB_API_KEY" in said and "WANDB_BASE_URL" in said
-    )
+    with monkeypatch.context() as here:
+        for name, value in nobody.items():
+            here.setenv(name, value)
+        with pytest.raises(UserError, match=r"no account for W&B .*wandb login.*WANDB_API_KEY.*WANDB_BASE_URL"):
+            publish.account()
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and nobody listens
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -448,3 +577,38 @@ def test_the_dashboard_says_where_everything_is(sweep, command, one_line_error):
     done = command("hypotheses.dashboard", f"paths.results={sweep}")
     assert done.returncode == 0 and "report/index.html" in done.stdout
     assert f"wandb leet {sweep / 'wandb'}" in done.stdout
+
+
+def test_publish_and_the_dashboard_say_what_they_take(sweep, capsys):
+    for module, words in (
+        (publish, ["--project P", "--entity E", "make publish HYP=1"]),
+        (dashboard, ["make dashboard [ARGS="]),
+    ):
+        with pytest.raises(SystemExit) as left:
+            module.main(["--help"])
+        shown = capsys.readouterr().out
+        assert left.value.code == 0 and all(word in shown for word in words)
+    assert "HYP" not in shown
+    with pytest.raises(SystemExit):
+        publish.main(["1", "--project"])
+    assert "usage: make publish HYP=1" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"2: make dashboard takes paths only"):
+        dashboard.main(["2", f"paths.results={sweep}"])
+
+
+def test_make_clean_leaves_what_w_and_b_keeps_of_other_scales(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    first = "20260101_000000"
+    gone = [f"{f}offline-run-{first}-{n}" for f in ("", "earlier/") for n in ("demo-imagenet-a-seed_0-b", "smoke-a")]
+    gone += [f"run-{first}-demo-coco-a", f"offline-run-{first}-verdict-hypothesis_1_demo"]
+    stays = [f"earlier/run-{first}-paper-imagenet-a", f"offline-run-{first}-pilot-imagenet-a-demo-x", "data"]
+    stays += [f"offline-run-{first}-verdict-hypothesis_1_pilot"]
+    for name in (*gone, *stays):
+        (tmp_path / "results/wandb" / name).mkdir(parents=True)
+    (tmp_path / "results/wandb/workspaces.json").write_text("{}")
+    subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    left = {str(f.relative_to(tmp_path / "results/wandb")) for f in (tmp_path / "results/wandb").rglob("*")}
+    assert left == {*stays, "earlier", "workspaces.json"}
+    for words in ("RUN=a", "BUNDLE=b", "HYP=1"):
+        done = subprocess.run(["make", "dashboard", words], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and "make dashboard takes ARGS='paths.results=FOLDER' only" in done.stderr

@@ -321,7 +321,8 @@ def read_arguments(
     )
     parser.add_argument("--scale")
     parser.add_argument("words", nargs="*", help="the number of a hypothesis; paths.results=FOLDER")
-    asked = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments, given)
+    asked = argparse.Namespace() if given is None else given
+    parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments, asked)
     numbers, overrides = ([w for w in asked.words if ("=" in w) is has] for has in (False, True))
     if len(numbers) > 1:
         raise UserError(f"HYP={' '.join(numbers)}: name one hypothesis: make {target} HYP=1")

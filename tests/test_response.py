@@ -212,8 +212,8 @@ def test_w_and_b_is_told_both_slopes_and_shows_every_dose_apart(results):
     made = publish.workspace(s, "us", "P")
     spec = made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
     assert made.settings.max_runs >= len(s.records) == 150
-    assert "config.arm" in spec.replace('","', ".") or '"arm"' in spec
-    assert "backbone.name" not in spec and "tables/imagenet_slopes" in spec
+    assert '"groupBy":"arm.value"' in spec and '"section":"config","name":"arm.value"' in spec
+    assert "backbone" not in spec and "tables/imagenet_slopes" in spec
 
 
 def test_what_more_seeds_would_decide_is_in_the_slopes_unit(results):

@@ -1,5 +1,6 @@
 """What W&B is told, read back by its own reader from what it keeps offline, and by a stand-in of its server."""
 
+import argparse
 import csv
 import functools
 import hashlib
@@ -259,6 +260,8 @@ def test_a_stop_while_w_and_b_is_slow_leaves_a_recorded_run_done(paths, tmp_path
 class Slow:
     """In the place of a run of wandb: one whose end takes longer than anybody waits."""
 
+    settings = argparse.Namespace(sync_dir="/")
+
     def finish(self, exit_code: int) -> None:
         threading.Event().wait()
 
@@ -293,8 +296,6 @@ def test_an_end_that_takes_too_long_drops_that_run_alone(fresh, tmp_path, monkey
         self.run = Slow() if about["id"] == "x" else None
 
     monkeypatch.setattr(tracker.Writer, "on_open", opened)
-    settings = type("Settings", (), {"sync_dir": str(tmp_path)})
-    monkeypatch.setattr(Slow, "settings", settings, raising=False)
     assert b"takes longer than 0.2 s to end a run" in heard({"open": ABOUT}, {"end": 0}, results=tmp_path)
     assert heard({"open": ABOUT | {"id": "y"}}, {"end": 0}, results=tmp_path) == tracking.DONE
     assert "takes longer than 0.2 s" in capfd.readouterr().err
@@ -499,7 +500,7 @@ def test_a_run_is_told_live_to_a_server(paths, tmp_path, monkeypatch):
 
 
 def test_without_account_or_network_publish_says_what_to_do(sweep, tmp_path, one_line_error, monkeypatch):
-    nobody = {"WANDB_MODE": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
+    nobody = {"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
     with monkeypatch.context() as here:
         for name, value in nobody.items():
             here.setenv(name, value)

@@ -395,6 +395,23 @@ def test_the_runs_of_a_sweep_share_a_tracker(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_sweep_without_a_server_tries_one_run_and_each_says_why(tmp_path, monkeypatch, capfd):
+    runs = from_reference(tmp_path, *(f"demo/ade20k/mambaout_atto/seed_{k}" for k in range(2)))
+    monkeypatch.setitem(tracking.PATIENCE, "online", 20.0)
+    monkeypatch.setattr(tracking, "LEAVE", 30.0)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and nobody listens
+        given = {"BASE_URL": f"http://127.0.0.1:{closed.getsockname()[1]}", "API_KEY": KEY, "INIT_TIMEOUT": "3"}
+        for name, value in given.items():
+            monkeypatch.setenv(f"WANDB_{name}", value)
+        with tracking.shared("online"):
+            for one in runs:
+                tracking.tell(lambda one=one: tracking.story(*one), "online", tmp_path)
+    said = [line for line in capfd.readouterr().err.splitlines() if "make publish tells it all" in line]
+    assert len(said) == 2 and "no run is opened any more" not in said[0] and "no run is opened any more" in said[1]
+
+
+@pytest.mark.slow
 def test_of_two_processes_one_tells(paths, tmp_path, command):
     done = command("hypotheses.run", *SMOKE, "hardware.devices=2", *paths, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
@@ -446,42 +463,35 @@ def test_publish_sends_every_run_whole_and_again_the_same(sweep, tmp_path, comma
         name = tracking.run_id(one["address"], one["identity"])
         half = {"files": {"wandb-history.jsonl": ['{"half": 1}'] * 99}, "opened": 0}
         server.runs[name] = half
-        seen = []
-        for _ in range(2):
-            done = command("hypotheses.publish", "3", "--project", "P", f"paths.results={sweep}", **given)
-            assert done.returncode == 0, done.stdout + done.stderr
-            seen.append(
-                {
-                    run: [plain(json.loads(line)) for line in what["files"]["wandb-history.jsonl"]]
-                    for run, what in server.runs.items()
-                    if what["jobType"] == "train"
-                }
-            )
-        assert seen[0] == seen[1] and len(seen[0]) == 2 and len(server.runs) == 3
+        words = ("hypotheses.publish", "3", "--project", "P", f"paths.results={sweep}")
+
+        def rows(run: str) -> list[dict[str, Any]]:
+            return [plain(json.loads(line)) for line in server.runs[run]["files"]["wandb-history.jsonl"]]
+
+        done = command(*words, **given)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (other,) = server.runs.keys() - {name, "verdict-hypothesis_3_demo"}
+        first = rows(other)
+        sent = server.runs.pop(name)
+        server.gone.add(name)  # somebody has deleted it there
+        done = command(*words, **given, WANDB_INIT_TIMEOUT="3")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stdout + done.stderr
+        assert f"error: W&B does not take {one['address']}: deleted there" in done.stderr and "--project" in done.stderr
+        assert "2 runs in us/P" in done.stdout and server.runs.keys() == {other, "verdict-hypothesis_3_demo"}
+        assert rows(other) == first and server.runs[other]["opened"] == 2
         (summary,) = server.runs["verdict-hypothesis_3_demo"]["files"]["wandb-summary.json"]
         assert json.loads(summary)["verdict"] == "inconclusive" and "tables/gates" in summary
-        assert [row["trainer/global_step"] for row in seen[1][name]] == [93 * i for i in range(1, 6)]
-        sent = server.runs[name]
+        told = [json.loads(line) for line in sent["files"]["wandb-history.jsonl"]]
+        assert [row["trainer/global_step"] for row in told if "train/loss" in row] == [93 * i for i in range(1, 6)]
         assert (sent["project"], sent["groupName"], sent["jobType"], sent["exitcode"]) == (
             "P",
             "hypothesis_1_demo",
             "train",
             0,
         )
-        assert sent["opened"] >= 2 and "RunResumeStatus" not in server.asked  # each time as a new one, over the old
+        assert "RunResumeStatus" not in server.asked  # each time as a new one, over the old
         ((view, saved),) = server.views.items()  # saved twice, under one name
         assert saved["entityName"] == "us" and "vit_atto" not in view
-        server.gone.add(name)  # somebody has deleted it there
-        del server.runs[name]
-        done = command(
-            "hypotheses.publish", "3", "--project=P", f"paths.results={sweep}", **given, WANDB_INIT_TIMEOUT="3"
-        )
-        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stdout + done.stderr
-        assert f"error: W&B does not take {one['address']}: deleted there" in done.stderr and "--project" in done.stderr
-        assert "2 runs in us/P" in done.stdout and server.runs.keys() == {*seen[1], "verdict-hypothesis_3_demo"} - {
-            name
-        }
-        assert server.runs["verdict-hypothesis_3_demo"]["opened"] == 3
     assert not list((sweep / "wandb").glob("*run-*")) and not list((sweep / "wandb").glob(".sending*"))
 
 
@@ -499,13 +509,18 @@ def test_a_run_is_told_live_to_a_server(paths, tmp_path, monkeypatch):
     )
 
 
-def test_without_account_or_network_publish_says_what_to_do(sweep, tmp_path, one_line_error, monkeypatch):
+def test_without_account_publish_says_what_to_do(tmp_path, monkeypatch):
     nobody = {"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
     with monkeypatch.context() as here:
         for name, value in nobody.items():
             here.setenv(name, value)
         with pytest.raises(UserError, match=r"no account for W&B .*wandb login.*WANDB_API_KEY.*WANDB_BASE_URL"):
             publish.account()
+
+
+@pytest.mark.slow
+def test_without_network_publish_says_what_to_do(sweep, tmp_path, one_line_error):
+    nobody = {"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # and nobody listens
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"

@@ -223,17 +223,13 @@ def account() -> str:
     how = "log in with .venv/bin/wandb login, or set WANDB_API_KEY; WANDB_BASE_URL names a server of your own"
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:
-        known = wandb.login(prompt=False, verify=False)
-    except Exception as error:
-        raise UserError(f"W&B cannot log in ({' '.join(str(error).split())}): {how}. {KEPT}") from error
-    if not known:
-        raise UserError(f"no account for W&B at {server}: {how}. {KEPT}")
-    try:
-        wandb.login(prompt=False, verify=True)
-        entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
+        known = wandb.login(prompt=False, verify=True)
+        entity = (os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity) if known else None
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"no W&B at {server} for this account ({why}): check the network, or {how}. {KEPT}") from error
+    if not known:
+        raise UserError(f"no account for W&B at {server}: {how}. {KEPT}")
     if not entity:
         raise UserError(f"W&B at {server} names no entity for this account: add ARGS='--entity NAME'. {KEPT}")
     return entity

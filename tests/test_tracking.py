@@ -482,7 +482,7 @@ def test_publish_sends_every_run_whole_and_again_the_same(sweep, tmp_path, comma
         (summary,) = server.runs["verdict-hypothesis_3_demo"]["files"]["wandb-summary.json"]
         assert json.loads(summary)["verdict"] == "inconclusive" and "tables/gates" in summary
         told = [json.loads(line) for line in sent["files"]["wandb-history.jsonl"]]
-        assert [row["trainer/global_step"] for row in told if "train/loss" in row] == [93 * i for i in range(1, 6)]
+        assert [row["trainer/global_step"] for row in told] == [93 * i for i in range(1, 6)]
         assert (sent["project"], sent["groupName"], sent["jobType"], sent["exitcode"]) == (
             "P",
             "hypothesis_1_demo",

@@ -28,14 +28,16 @@ def runs_of(make_records):
     """Records of which each arm's metric rises with log2 r by so many points per doubling more than the control's."""
     made = make_records({arm: [70.0] * 5 for arm in ARMS.registered()})
 
-    def make(ssm=0.0, sham=0.0, k13=0.0, k25=0.0, noise=1.0):
+    def make(ssm=0.0, sham=0.0, k13=0.0, k25=0.0, noise=1.0, dose=None):
+        """`dose` is a slope of the SSM of its own by doses, {dose: slope}."""
         slopes = {"": 0.0, "_ssm": ssm, "_sham": sham, "_k13": k13, "_k25": k25, "_identity": 0.0}
         runs = copy.deepcopy(made)
         for i, (arm, slope) in enumerate(slopes.items()):
-            for j, (dose, x) in enumerate(X.items()):
+            for j, (name, x) in enumerate(X.items()):
+                own = (dose or {}).get(name, slope) if arm == "_ssm" else slope
                 for seed in range(5):
-                    r = runs[f"mambaout_atto{arm}+{dose}", seed]
-                    value = 70 + 2 * x + slope * x - 30 * (arm == "_identity") + noise * NOISE[i, j, seed]
+                    r = runs[f"mambaout_atto{arm}+{name}", seed]
+                    value = 70 + 2 * x + own * x - 30 * (arm == "_identity") + noise * NOISE[i, j, seed]
                     r["metrics"]["top1_percent"] = value
                     for row in r["curve"]:
                         row["top1_percent"] = value - 0.5
@@ -83,6 +85,12 @@ def test_a_slope_is_that_of_each_seeds_least_squares_line(runs_of):
         ({"ssm": 0.0}, "refuted", "smaller than the smallest slope of interest"),
         ({"ssm": -1.0}, "refuted", "smaller than the smallest slope of interest"),
         ({"ssm": 0.4, "noise": 8.0}, "inconclusive", "no rise is shown, nor that any rise is too small to matter"),
+        ({"ssm": 0.3, "noise": 0.1}, "supported", "also over the sham's (less than the smallest slope of interest)"),
+        (
+            {"ssm": 1.5, "dose": {"d24_p8_32px": -0.3, "d24_p2_32px": -0.3}},
+            "inconclusive",
+            "its mean slope by patch alone is not above 0",
+        ),
     ],
 )
 def test_the_rule(runs_of, slopes, outcome, said):
@@ -115,6 +123,31 @@ def test_a_gate_that_fails_in_one_dose_names_it(runs_of):
     assert details["same recipe"].startswith("d24_p4_16px: differs: recipe.epochs")
 
 
+def test_a_sham_that_is_not_trained_or_at_the_ceiling_decides_nothing(runs_of):
+    runs = runs_of(ssm=1.0)
+    for seed in range(5):
+        for row in runs["mambaout_atto_sham+d24_p2_32px", seed]["curve"][:-1]:
+            row["top1_percent"] -= 10
+        runs["mambaout_atto_sham+d24_p8_32px", seed]["metrics"]["top1_percent"] = 98.0
+    v = judge(runs)
+    assert v.outcome == "inconclusive" and v.beds[0].failed == ["ceiling and floor", "trained"], v.reason
+    details = {gate.name: gate.detail for gate in v.beds[0].gates}
+    assert details["ceiling and floor"].startswith("d24_p8_32px: best arm 98.0")
+    assert "d24_p2_32px: " in details["trained"] and "mambaout_atto_sham" in details["trained"]
+
+
+def test_the_seeds_that_are_needed_are_those_of_both_slopes():
+    def of(mean: float) -> verdict.Difference:
+        return verdict.estimate("a", "b", range(5), mean + np.array([-0.5, -0.3, 0.0, 0.3, 0.5]), H.alpha)
+
+    far, near = of(0.4), of(0.2)
+    need = verdict.seeds_needed(near, 0.0)
+    assert f"about {need} seeds" in response.advice(far, near) and response.advice(far, near) == response.advice(
+        near, far
+    )
+    assert response.advice(far, of(-0.1)) == ""
+
+
 def test_a_larger_kernel_may_be_computed_another_way_and_nothing_else_may(runs_of):
     runs = runs_of(ssm=1.0)
     for (arm, _), r in runs.items():
@@ -137,7 +170,8 @@ def test_a_false_rise_is_rarely_supported():
     for _ in range(2000):
         e = rng.normal(0, 1, (5, 5)) + rng.normal(0, 2, (1, 5))  # doses, seeds
         over_sham = verdict.estimate("a", "b", range(5), np.ones(5) + rng.normal(0, 0.01, 5), H.alpha)
-        wrong += response.rule(verdict.estimate("a", "b", range(5), w @ e, H.alpha), over_sham, 0.5)[0] == "supported"
+        found = verdict.estimate("a", "b", range(5), w @ e, H.alpha)
+        wrong += response.rule(found, over_sham, {}, 0.5)[0] == "supported"
     assert 0.01 < wrong / 2000 < 0.032
 
 

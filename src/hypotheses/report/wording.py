@@ -147,9 +147,10 @@ def rule(hypothesis: Experiment) -> str:
     elif hypothesis.test == "dose_response":
         difference = f"e = {metric} of the arm minus that of the control in each dose; its slope on log2 of L/(6D), one for each seed"
         decided = (
-            "Supported if the interval of the slope lies above 0 and so does that of the slope over the sham, which is as large; "
-            "refuted if it lies below the smallest slope of interest, which is the margin divided by the doublings from the "
-            "shortest to the longest dose; else inconclusive."
+            "Supported if the interval of the slope lies above 0, so does that of the slope over the sham, which is as large, and the "
+            "mean slope by each way to vary the length is above 0; if not, refuted if the interval lies below the smallest slope of "
+            "interest, which is the margin divided by the doublings from the shortest to the longest dose; else inconclusive. So a "
+            "slope that is shown to be above 0 and below the smallest of interest is supported."
         )
     else:
         difference = f"d = {metric} of the control minus that of the arm"

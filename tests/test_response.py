@@ -5,7 +5,7 @@ import csv
 import importlib
 import io
 import json
-import subprocess
+import shutil
 import sys
 
 import numpy as np
@@ -176,7 +176,15 @@ def test_a_false_rise_is_rarely_supported():
 
 
 @pytest.fixture
-def results(tmp_path, runs_of):
+def alone(tmp_path, monkeypatch):
+    """A folder of hypotheses that has the fourth alone, so that a report is of nothing else."""
+    (folder := tmp_path / "experiments").mkdir()
+    shutil.copy(experiment.FOLDER / "hypothesis_4.yaml", folder)
+    monkeypatch.setattr(experiment, "FOLDER", folder)
+
+
+@pytest.fixture
+def results(tmp_path, runs_of, alone):
     for r in runs_of(ssm=1.0, k25=0.8).values():
         record.write(tmp_path / "records" / f"{r['address']}.json", r)
     return tmp_path
@@ -208,9 +216,8 @@ def test_the_report_has_the_figure_the_slope_with_interval_and_the_tables(result
         csv.DictReader(io.StringIO((results / "report/tables/hypothesis_4_demo_imagenet_arms.csv").read_text()))
     )
     assert len(arms) == 30 and {row["L/(6D)"] for row in arms} == {"0.11", "0.44", "1.78"}
-    before = {f: f.read_bytes() for f in (results / "report").rglob("*") if f.is_file()}
-    report.write(H, results, "demo")
-    assert before == {f: f.read_bytes() for f in (results / "report").rglob("*") if f.is_file()}
+    for name, (_, svg) in report.figures.of_section(s).items():  # the same bytes again
+        assert (results / f"report/figures/{name}.svg").read_text() == svg
 
 
 def test_the_ways_to_vary_the_length_have_slopes_of_their_own(results):
@@ -225,7 +232,7 @@ def test_the_ways_to_vary_the_length_have_slopes_of_their_own(results):
     )
 
 
-def test_without_a_whole_seed_the_figure_says_so(tmp_path, make_records):
+def test_without_a_whole_seed_the_figure_says_so(tmp_path, make_records, alone):
     for r in make_records({"mambaout_atto+d24_p2_32px": [70.0]}).values():
         record.write(tmp_path / "records" / f"{r['address']}.json", r)
     s = report.section(H, tmp_path, "demo")
@@ -279,7 +286,7 @@ def test_token_by_token_is_what_the_layers_make_of_the_whole_sequence(length):
             assert torch.allclose(stream.next(x[0, 29:30]), made[name](x)[0, 29:30], atol=1e-5), name
 
 
-def test_keys_and_values_grow_with_the_length_and_the_state_does_not(length, tmp_path):
+def test_keys_and_values_grow_with_the_length_and_the_state_does_not(length, tmp_path, alone):
     found = length.whole(48, 3, 8, length.lengths_of([256, 64], 1, 48, 3, 8), 1)
     kept = {(r["layer"], r["tokens"]): r["kept_bytes"] for r in found["rows"] if "kept_bytes" in r}
     assert [kept["attention, causal", n] for n in (64, 256)] == [2 * 4 * 48 * n for n in (64, 256)]
@@ -290,6 +297,8 @@ def test_keys_and_values_grow_with_the_length_and_the_state_does_not(length, tmp
     page, text = ((tmp_path / "report" / name).read_text() for name in ("index.html", "index.md"))
     for shown in (page, text):
         assert "One layer at equal width (D = 48)" in shown and "kept for it, KiB" in shown
+    svg = (tmp_path / "report/figures/length_forward.svg").read_text()
+    assert "2D: layer" in svg and "6D: block" in svg
     assert page.count('aria-label="Time of') == 2 and "figures/length_kept.svg" in text
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report/tables/length.csv").read_text())))
     assert [r["kept for it, KiB"] for r in rows if r["layer"] == "SSM, causal"] == ["2", "2"]
@@ -308,12 +317,17 @@ def test_a_measurement_that_is_none_is_named(tmp_path, content):
         report.write(None, tmp_path)
 
 
-def test_a_wrong_length_is_one_line():
-    done = subprocess.run(
-        [sys.executable, "benchmarks/length.py", "--lengths", "64,long"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
-    assert done.returncode == 2 and "give numbers of tokens" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--lengths", "64,long"), "give numbers of tokens"),
+        (("--json", "README.md/length.json"), "--json README.md/length.json: File exists: name a file in a folder"),
+        (("--json", "docs"), "--json docs: it is a folder: name a file"),
+    ],
+)
+def test_what_cannot_be_measured_or_kept_is_said_in_a_line_before(length, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["length.py", *words])
+    with pytest.raises(SystemExit) as left:
+        length.main()
+    assert left.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]

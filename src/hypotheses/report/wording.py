@@ -203,7 +203,8 @@ def length(measured: dict[str, Any]) -> str:
         f"One layer at equal width (D = {measured['dim']}): attention with {measured['heads']} heads and its projections, the SSM with N = "
         f"{measured['states']} states a channel; one sequence, float32; medians of {measured['rounds']} rounds with their range; "
         f"{measured['machine']}. To go on with the next token, causal attention keeps a key and a value of every token before it, the SSM "
-        "its state alone. Attention's kernel keeps no L x L matrix. It is about cost, and decides nothing."
+        "its state alone. Attention's kernel keeps no L x L matrix. Lines: from L = 2D the quadratic part of such a layer, fully visible, is the "
+        "larger one, from L = 6D that of a whole Transformer block. It is about cost, and decides nothing."
     )
 
 

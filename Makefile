@@ -112,7 +112,7 @@ reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/
 	rm -rf results/reference && mv results/.reference results/reference
 	$(PY) -m hypotheses.report paths.results=results/reference
 
-notebooks: no-selection .venv/ready  ## Run the notebooks; they are left with their output in outputs/notebooks/
+notebooks: no-options .venv/ready  ## Run the notebooks; they are left with their output in outputs/notebooks/
 	@mkdir -p outputs/notebooks
 	@.venv/bin/jupyter-execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}'
 
@@ -131,6 +131,9 @@ no-selection: no-launcher
 
 only-args:
 	@if [ -n "$(strip $(SWEEP))$(BUDGET)$(LAUNCHER)$(RUN)$(BUNDLE)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
+
+no-options: no-launcher
+	@if [ -n "$(strip $(SWEEP))$(BUDGET)$(RUN)$(BUNDLE)$(ARGS)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes no options: other results are read with the overrides of a notebook's first cell" >&2; exit 2; fi
 
 no-sweep-options: no-launcher
 	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)$(STALE)$(BUDGET)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
@@ -154,4 +157,4 @@ no-sweep-options: no-launcher
 	@touch $@
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference notebooks clean need-hyp no-launcher no-sweep-options no-selection only-args
+.PHONY: help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference notebooks clean need-hyp no-launcher no-options no-sweep-options no-selection only-args

@@ -16,6 +16,7 @@ Attention's kernel keeps no L x L matrix. Interleaved: every round runs each lay
 import argparse
 import json
 import statistics
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -157,7 +158,6 @@ def lengths_of(
             row: dict[str, Any] = {
                 "layer": name,
                 "tokens": length,
-                "ratio": length / ((12 if name == CAUSAL[0] else 6) * dim),
             }
             row["forward_seconds"] = spread(forwards[name])
             if name in begun:
@@ -178,6 +178,16 @@ def whole(dim: int, heads: int, states: int, rows: list[dict[str, Any]], rounds:
     return {"dim": dim, "heads": heads, "states": states, "rounds": rounds, "machine": machine(), "rows": rows}
 
 
+def unwritable(file: Path) -> str:
+    """Why a file cannot be written, found out before the measurement; empty if it can. Makes its folder."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            return "it is a folder" if file.is_dir() else ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
@@ -191,6 +201,8 @@ def main() -> None:
         parser.error(f"--lengths {asked.lengths}: give numbers of tokens, as 64,256,1024")
     if min(lengths) < 1 or asked.rounds < 1 or asked.threads < 1:
         parser.error("--lengths, --rounds and --threads: give numbers from 1")
+    if asked.json and (why := unwritable(Path(asked.json))):
+        parser.error(f"--json {asked.json}: {why}: name a file in a folder that can be written to")
     torch.set_num_threads(asked.threads)
     keep_memory()
     found = whole(DIM, HEADS, STATES, lengths_of(lengths, asked.rounds), asked.rounds)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from conftest import BACKBONES
-from hypotheses import cost, experiment, record
+from hypotheses import backbones, cost, experiment, record
 from hypotheses.config import CONF, ROOT, compose
 from hypotheses.errors import UserError
 
@@ -65,6 +65,20 @@ def test_the_published_patch_is_as_if_it_were_not_there():
     assert "patch" not in compose(["backbone=mambaout_atto"])["backbone"]
     assert compose(["backbone=mambaout_atto", "backbone.patch=2"])["backbone"]["patch"] == 2
     assert compose(["backbone=vit_atto"])["backbone"]["patch"] == 4
+
+
+@pytest.mark.parametrize("task", ["coco", "ade20k", "recall"])
+def test_a_dose_is_of_classification(task):
+    with pytest.raises(
+        UserError, match=rf"^recipe.image_size=32: task={task} takes .* a dose, which sets it, is for task=imagenet$"
+    ):
+        compose([f"task={task}", "dose=d24_p4_32px"])
+
+
+@pytest.mark.parametrize("patch", ["[4]", "3", "true", "four"])
+def test_a_patch_that_no_stem_has_is_said(patch):
+    with pytest.raises(UserError, match=r"backbone\.patch=.*: choose one of 1, 2, 4, 8, 16$"):
+        backbones.build(compose(["backbone=mambaout_atto", f"backbone.patch={patch}"])["backbone"])
 
 
 @pytest.mark.parametrize("dose", GROUPS["dose"])

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -34,17 +35,29 @@ def test_they_are_committed_without_output_and_lean(file):
     assert file.read_text().endswith("}\n") and file.stat().st_size < 20_000
 
 
-@pytest.mark.parametrize("number", ["1", "4"])
-def test_without_a_record_the_committed_ones_are_read_and_it_says_so(number, tmp_path, capsys, make_records):
-    hypothesis = experiment.load(number)
-    asked = [f"paths.results={tmp_path}"]
-    assert notebook.find(hypothesis, asked) == notebook.REFERENCE
-    said = capsys.readouterr().out
-    assert f"No run of hypothesis {number} in {tmp_path}" in said and f"make sweep HYP={number}" in said
-    for r in make_records({hypothesis.scales["demo"].control: [90.0]}).values():
-        record.write(tmp_path / "records" / f"{r['address']}.json", r)
-    assert notebook.find(hypothesis, asked) == tmp_path
-    assert capsys.readouterr().out == f"Records of {tmp_path}.\n"
+def test_the_runs_of_a_hypothesis_are_those_of_all_its_arms(tmp_path, capsys, make_records):
+    """Two hypotheses share some of their arms; the committed runs are of the first three."""
+
+    def found(number: str) -> tuple[Path, str]:
+        return notebook.find(experiment.load(number), [f"paths.results={tmp_path}"]), capsys.readouterr().out
+
+    def write(*arms: str) -> None:
+        for r in make_records({arm: [90.0] for arm in arms}).values():
+            record.write(tmp_path / "records" / f"{r['address']}.json", r)
+
+    def committed(number: str) -> tuple[Path, str]:
+        said = f"Not every arm of hypothesis {number} has a run in {tmp_path}: these are the committed runs of {notebook.REFERENCE}. "
+        return notebook.REFERENCE, f"{said}For runs of your own: make sweep HYP={number}\n"
+
+    none = f"Not every arm of hypothesis 4 has a run in {tmp_path}, and none are committed either: make sweep HYP=4\n"
+    assert [found("1"), found("3")] == [committed("1"), committed("3")]
+    assert found("4") == (tmp_path, none)
+    write("mambaout_atto", "mambaout_atto_ssm", "mambaout_atto+d24_p2_32px")
+    assert [found("1"), found("3")] == [committed("1"), committed("3")]
+    assert found("4") == (tmp_path, none)
+    write("mambaout_atto_identity")
+    assert found("1") == (tmp_path, f"Records of {tmp_path}.\n")
+    assert found("3") == committed("3")
 
 
 def run(file, overrides: list[str]) -> tuple[str, float]:

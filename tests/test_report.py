@@ -369,3 +369,11 @@ def test_make_refuses_options_that_it_would_not_use():
     for words in (["report", "SEEDS=10"], ["report", "TASK=coco", "HYP=2"], ["power", "HYP=1", "ARMS=all"]):
         done = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and f"error: make {words[0]} takes HYP, SCALE" in done.stderr, done.stderr
+    for option in (
+        "ARGS=paths.results=results/reference",
+        "RUN=demo/imagenet/mambaout_atto/seed_0",
+        "HYP=1",
+        "BUNDLE=a.tar.gz",
+    ):
+        done = subprocess.run(["make", "notebooks", option], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and "error: make notebooks takes no options: " in done.stderr, done.stderr

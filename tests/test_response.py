@@ -5,7 +5,7 @@ import csv
 import importlib
 import io
 import json
-import subprocess
+import shutil
 import sys
 
 import numpy as np
@@ -28,14 +28,16 @@ def runs_of(make_records):
     """Records of which each arm's metric rises with log2 r by so many points per doubling more than the control's."""
     made = make_records({arm: [70.0] * 5 for arm in ARMS.registered()})
 
-    def make(ssm=0.0, sham=0.0, k13=0.0, k25=0.0, noise=1.0):
+    def make(ssm=0.0, sham=0.0, k13=0.0, k25=0.0, noise=1.0, dose=None):
+        """`dose` is a slope of the SSM of its own by doses, {dose: slope}."""
         slopes = {"": 0.0, "_ssm": ssm, "_sham": sham, "_k13": k13, "_k25": k25, "_identity": 0.0}
         runs = copy.deepcopy(made)
         for i, (arm, slope) in enumerate(slopes.items()):
-            for j, (dose, x) in enumerate(X.items()):
+            for j, (name, x) in enumerate(X.items()):
+                own = (dose or {}).get(name, slope) if arm == "_ssm" else slope
                 for seed in range(5):
-                    r = runs[f"mambaout_atto{arm}+{dose}", seed]
-                    value = 70 + 2 * x + slope * x - 30 * (arm == "_identity") + noise * NOISE[i, j, seed]
+                    r = runs[f"mambaout_atto{arm}+{name}", seed]
+                    value = 70 + 2 * x + own * x - 30 * (arm == "_identity") + noise * NOISE[i, j, seed]
                     r["metrics"]["top1_percent"] = value
                     for row in r["curve"]:
                         row["top1_percent"] = value - 0.5
@@ -83,6 +85,12 @@ def test_a_slope_is_that_of_each_seeds_least_squares_line(runs_of):
         ({"ssm": 0.0}, "refuted", "smaller than the smallest slope of interest"),
         ({"ssm": -1.0}, "refuted", "smaller than the smallest slope of interest"),
         ({"ssm": 0.4, "noise": 8.0}, "inconclusive", "no rise is shown, nor that any rise is too small to matter"),
+        ({"ssm": 0.3, "noise": 0.1}, "supported", "also over the sham's (less than the smallest slope of interest)"),
+        (
+            {"ssm": 1.5, "dose": {"d24_p8_32px": -0.3, "d24_p2_32px": -0.3}},
+            "inconclusive",
+            "its mean slope by patch alone is not above 0",
+        ),
     ],
 )
 def test_the_rule(runs_of, slopes, outcome, said):
@@ -115,6 +123,31 @@ def test_a_gate_that_fails_in_one_dose_names_it(runs_of):
     assert details["same recipe"].startswith("d24_p4_16px: differs: recipe.epochs")
 
 
+def test_a_sham_that_is_not_trained_or_at_the_ceiling_decides_nothing(runs_of):
+    runs = runs_of(ssm=1.0)
+    for seed in range(5):
+        for row in runs["mambaout_atto_sham+d24_p2_32px", seed]["curve"][:-1]:
+            row["top1_percent"] -= 10
+        runs["mambaout_atto_sham+d24_p8_32px", seed]["metrics"]["top1_percent"] = 98.0
+    v = judge(runs)
+    assert v.outcome == "inconclusive" and v.beds[0].failed == ["ceiling and floor", "trained"], v.reason
+    details = {gate.name: gate.detail for gate in v.beds[0].gates}
+    assert details["ceiling and floor"].startswith("d24_p8_32px: best arm 98.0")
+    assert "d24_p2_32px: " in details["trained"] and "mambaout_atto_sham" in details["trained"]
+
+
+def test_the_seeds_that_are_needed_are_those_of_both_slopes():
+    def of(mean: float) -> verdict.Difference:
+        return verdict.estimate("a", "b", range(5), mean + np.array([-0.5, -0.3, 0.0, 0.3, 0.5]), H.alpha)
+
+    far, near = of(0.4), of(0.2)
+    need = verdict.seeds_needed(near, 0.0)
+    assert f"about {need} seeds" in response.advice(far, near) and response.advice(far, near) == response.advice(
+        near, far
+    )
+    assert response.advice(far, of(-0.1)) == ""
+
+
 def test_a_larger_kernel_may_be_computed_another_way_and_nothing_else_may(runs_of):
     runs = runs_of(ssm=1.0)
     for (arm, _), r in runs.items():
@@ -137,12 +170,21 @@ def test_a_false_rise_is_rarely_supported():
     for _ in range(2000):
         e = rng.normal(0, 1, (5, 5)) + rng.normal(0, 2, (1, 5))  # doses, seeds
         over_sham = verdict.estimate("a", "b", range(5), np.ones(5) + rng.normal(0, 0.01, 5), H.alpha)
-        wrong += response.rule(verdict.estimate("a", "b", range(5), w @ e, H.alpha), over_sham, 0.5)[0] == "supported"
+        found = verdict.estimate("a", "b", range(5), w @ e, H.alpha)
+        wrong += response.rule(found, over_sham, {}, 0.5)[0] == "supported"
     assert 0.01 < wrong / 2000 < 0.032
 
 
 @pytest.fixture
-def results(tmp_path, runs_of):
+def alone(tmp_path, monkeypatch):
+    """A folder of hypotheses that has the fourth alone, so that a report is of nothing else."""
+    (folder := tmp_path / "experiments").mkdir()
+    shutil.copy(experiment.FOLDER / "hypothesis_4.yaml", folder)
+    monkeypatch.setattr(experiment, "FOLDER", folder)
+
+
+@pytest.fixture
+def results(tmp_path, runs_of, alone):
     for r in runs_of(ssm=1.0, k25=0.8).values():
         record.write(tmp_path / "records" / f"{r['address']}.json", r)
     return tmp_path
@@ -174,9 +216,8 @@ def test_the_report_has_the_figure_the_slope_with_interval_and_the_tables(result
         csv.DictReader(io.StringIO((results / "report/tables/hypothesis_4_demo_imagenet_arms.csv").read_text()))
     )
     assert len(arms) == 30 and {row["L/(6D)"] for row in arms} == {"0.11", "0.44", "1.78"}
-    before = {f: f.read_bytes() for f in (results / "report").rglob("*") if f.is_file()}
-    report.write(H, results, "demo")
-    assert before == {f: f.read_bytes() for f in (results / "report").rglob("*") if f.is_file()}
+    for name, (_, svg) in report.figures.of_section(s).items():  # the same bytes again
+        assert (results / f"report/figures/{name}.svg").read_text() == svg
 
 
 def test_the_ways_to_vary_the_length_have_slopes_of_their_own(results):
@@ -191,7 +232,7 @@ def test_the_ways_to_vary_the_length_have_slopes_of_their_own(results):
     )
 
 
-def test_without_a_whole_seed_the_figure_says_so(tmp_path, make_records):
+def test_without_a_whole_seed_the_figure_says_so(tmp_path, make_records, alone):
     for r in make_records({"mambaout_atto+d24_p2_32px": [70.0]}).values():
         record.write(tmp_path / "records" / f"{r['address']}.json", r)
     s = report.section(H, tmp_path, "demo")
@@ -260,7 +301,7 @@ def test_token_by_token_is_what_the_layers_make_of_the_whole_sequence(length):
             assert torch.allclose(stream.next(x[0, 29:30]), made[name](x)[0, 29:30], atol=1e-5), name
 
 
-def test_keys_and_values_grow_with_the_length_and_the_state_does_not(length, tmp_path):
+def test_keys_and_values_grow_with_the_length_and_the_state_does_not(length, tmp_path, alone):
     found = length.whole(48, 3, 8, length.lengths_of([256, 64], 1, 48, 3, 8), 1)
     kept = {(r["layer"], r["tokens"]): r["kept_bytes"] for r in found["rows"] if "kept_bytes" in r}
     assert [kept["attention, causal", n] for n in (64, 256)] == [2 * 4 * 48 * n for n in (64, 256)]
@@ -271,6 +312,8 @@ def test_keys_and_values_grow_with_the_length_and_the_state_does_not(length, tmp
     page, text = ((tmp_path / "report" / name).read_text() for name in ("index.html", "index.md"))
     for shown in (page, text):
         assert "One layer at equal width (D = 48)" in shown and "kept for it, KiB" in shown
+    svg = (tmp_path / "report/figures/length_forward.svg").read_text()
+    assert "2D: layer" in svg and "6D: block" in svg
     assert page.count('aria-label="Time of') == 2 and "figures/length_kept.svg" in text
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report/tables/length.csv").read_text())))
     assert [r["kept for it, KiB"] for r in rows if r["layer"] == "SSM, causal"] == ["2", "2"]
@@ -289,12 +332,17 @@ def test_a_measurement_that_is_none_is_named(tmp_path, content):
         report.write(None, tmp_path)
 
 
-def test_a_wrong_length_is_one_line():
-    done = subprocess.run(
-        [sys.executable, "benchmarks/length.py", "--lengths", "64,long"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
-    assert done.returncode == 2 and "give numbers of tokens" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--lengths", "64,long"), "give numbers of tokens"),
+        (("--json", "README.md/length.json"), "--json README.md/length.json: File exists: name a file in a folder"),
+        (("--json", "docs"), "--json docs: it is a folder: name a file"),
+    ],
+)
+def test_what_cannot_be_measured_or_kept_is_said_in_a_line_before(length, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["length.py", *words])
+    with pytest.raises(SystemExit) as left:
+        length.main()
+    assert left.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]

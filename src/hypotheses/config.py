@@ -232,6 +232,10 @@ def resolve(cfg: Any) -> Config:
     for key in cfg:
         if key not in KEYS:
             raise UserError(f"no key '{key}'{nearest(str(key), KEYS)}")
+    if task != "imagenet" and isinstance(size := cfg.recipe.image_size, int):
+        raise UserError(
+            f"recipe.image_size={size}: task={task} takes height and width, [96, 96]; a dose, which sets it, is for task=imagenet"
+        )
     typed = {}
     for part, schema in (("recipe", RECIPES[task]), ("hardware", Hardware), ("cluster", Cluster)):
         try:

@@ -12,18 +12,28 @@ REFERENCE = ROOT / "results" / "reference"
 
 
 def find(hypothesis: Experiment, overrides: Sequence[str] = ()) -> Path:
-    """The folder of results of a hypothesis: the one that the report would read with these overrides (paths.results=FOLDER) if it has a
-    record, else the committed one; says in words which."""
-    results = Path(compose(list(overrides))["paths"]["results"])
-    places = [(scale, task) for scale in hypothesis.scales for task in hypothesis.tasks]
-    if any(next((results / "records" / scale / task).glob("*/seed_*.json"), None) for scale, task in places):
+    """The folder of results of a hypothesis: the one that the report would read with these overrides (paths.results=FOLDER) if it has
+    runs of it, or if no runs of it are committed, else the committed one; says in words which."""
+    results, number = Path(compose(list(overrides))["paths"]["results"]), hypothesis.hypothesis
+    if has_runs(hypothesis, results):
         print(f"Records of {results}.")
         return results
-    print(
-        f"No run of hypothesis {hypothesis.hypothesis} in {results}: these are the committed runs of {REFERENCE}. "
-        f"For runs of your own: make sweep HYP={hypothesis.hypothesis}"
+    none = f"Not every arm of hypothesis {number} has a run in {results}"
+    own = f"make sweep HYP={number}"
+    if has_runs(hypothesis, REFERENCE):
+        print(f"{none}: these are the committed runs of {REFERENCE}. For runs of your own: {own}")
+        return REFERENCE
+    print(f"{none}, and none are committed either: {own}")
+    return results
+
+
+def has_runs(hypothesis: Experiment, results: Path) -> bool:
+    """Whether every registered arm of a task of a hypothesis, at one of its scales, has a record: hypotheses share some of their arms."""
+    return any(
+        all(next((results / "records" / scale / task / arm).glob("seed_*.json"), None) for arm in arms.registered())
+        for scale, arms in hypothesis.scales.items()
+        for task in hypothesis.tasks
     )
-    return REFERENCE
 
 
 def draw(figures: dict[str, tuple[str, str]]) -> None:

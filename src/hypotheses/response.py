@@ -155,28 +155,47 @@ def judge(experiment: Experiment, scale: str, runs: Runs, seeds: Sequence[int], 
     if missing:
         return Verdict(INCONCLUSIVE, gates[0].detail, (bed,), tuple(seeds))
     slope, over_sham = deciding
-    outcome, reason = rule(slope, over_sham, margin)
+    by_way = {way: responses(experiment, arms, runs, seeds, way)[0].slope for way in arms.doses}
+    outcome, reason = rule(slope, over_sham, by_way, margin)
     if bed.failed:
         outcome, reason = INCONCLUSIVE, f"gate: {', '.join(bed.failed)}; if passed: {outcome}, {reason}"
     return Verdict(outcome, reason, (bed,), tuple(seeds))
 
 
-def rule(slope: Difference, over_sham: Difference, margin: float) -> tuple[str, str]:
-    """Supported if the slope is above 0 and, asked only then, so is that over the sham, which is as large: each one-sided at alpha, and as
-    both must hold alpha needs no correction. Refuted if the slope is below the margin. Else inconclusive."""
-    if slope.low > 0 and over_sham.low > 0:
-        size = "at least the" if slope.low > margin else "perhaps less than the"
+def rule(slope: Difference, over_sham: Difference, by_way: Mapping[str, Difference], margin: float) -> tuple[str, str]:
+    """Outcome and reason. Asked in this order, so that a slope which is shown to be above 0 and below the margin is supported:
+
+    supported     the slope is above 0, so is that over the sham, which is as large (each one-sided at alpha; as both must hold alpha
+                  needs no correction), and the mean slope over the doses of each way to vary the length is above 0
+    refuted       the slope is below the margin
+    inconclusive  else
+    """
+    against = [way for way, c in by_way.items() if c.mean <= 0]
+    if slope.low > 0 and over_sham.low > 0 and not against:
+        if slope.high < margin:
+            size = "less than the"
+        else:
+            size = "at least the" if slope.low > margin else "perhaps less than the"
         return SUPPORTED, f"the gain rises with the length, also over the sham's ({size} smallest slope of interest)"
     if slope.high < margin:
         return REFUTED, "any rise of the gain with the length is smaller than the smallest slope of interest"
+    if slope.low > 0 and over_sham.low > 0:
+        said = f"by {' and by '.join(against)} alone"
+        return INCONCLUSIVE, f"the gain rises over all doses, but its mean slope {said} is not above 0"
     if slope.low > 0:
-        return (
-            INCONCLUSIVE,
-            "the gain rises with the length, but it is not shown to rise more than the sham's, which is as large",
-        )
-    need = seeds_needed(slope, 0.0) if slope.mean > 0 else None
-    advice = f"; about {need} seeds would decide with power {POWER:g}" if need else ""
-    return INCONCLUSIVE, f"no rise is shown, nor that any rise is too small to matter{advice}"
+        said = "the gain rises with the length, but it is not shown to rise more than the sham's, which is as large"
+        return INCONCLUSIVE, said + advice(over_sham)
+    return INCONCLUSIVE, f"no rise is shown, nor that any rise is too small to matter{advice(slope, over_sham)}"
+
+
+def advice(*slopes: Difference) -> str:
+    """The seeds with which each of the slopes would be shown to be above 0; nothing where one of them is not."""
+    need = [seeds_needed(c, 0.0) if c.mean > 0 else None for c in slopes]
+    known = [seeds for seeds in need if seeds]
+    if len(known) < len(need):
+        return ""
+    each = ", over the control's and over the sham's each" if len(slopes) > 1 else ""
+    return f"; about {max(known)} seeds would decide with power {POWER:g}{each}"
 
 
 def gates_of_doses(
@@ -188,6 +207,7 @@ def gates_of_doses(
     for dose in arms.each_dose():
         here = arms.at(dose)
         compared = here.of_a_dose()
+        judged = dataclasses.replace(here, treatments=[*here.treatments, *here.shams.values()])  # shams decide too
         assay = compare(
             runs, metric, here.negative_control, here.control, seeds, experiment.alpha, METRICS[task][metric].step
         )
@@ -195,8 +215,8 @@ def gates_of_doses(
         for gate in (
             same_recipe(runs, compared, seeds, experiment.pair_may_differ),
             assay_sensitivity(assay, margin, gates.assay_share),
-            ceiling_and_floor(runs, metric, here, seeds, margin, chance, gates),
-            trained(runs, metric, here, seeds, margin, gates),
+            ceiling_and_floor(runs, metric, judged, seeds, margin, chance, gates),
+            trained(runs, metric, judged, seeds, margin, gates),
         ):
             by_name.setdefault(gate.name, {})[dose] = gate
     # a larger kernel is not fused, so its arms are computed another way, to rounding

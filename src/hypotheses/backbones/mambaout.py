@@ -155,7 +155,7 @@ class MambaOut(nn.Module):
         for key, value in (("depths", depths), ("dims", dims), ("d_state", [d_state]), ("kernel_size", [kernel_size])):
             if not all(isinstance(v, int) and v > 0 for v in value):
                 raise ValueError(f"backbone.{key}: give whole numbers from 1, not {value}")
-        if patch not in STEMS:
+        if type(patch) is not int or patch not in STEMS:
             raise ValueError(f"backbone.patch={patch}: choose one of {', '.join(map(str, STEMS))}")
         stages = list(range(1, len(dims) + 1))
         if mixer_stages is not None and (not mixer_stages or set(mixer_stages) - set(stages)):

@@ -293,6 +293,9 @@ LAYERS = {  # of benchmarks/length.py
     "SSM, both ways": (GOOD, "o-"),
 }
 
+# L/D from which the quadratic part of fully visible attention leads: 8 D^2 L + 4 D L^2 operations are those of the layer with its projections,
+# 24 D^2 L + 4 D L^2 those of a Transformer block, which has an MLP of ratio 4 too
+LEADS = {2: "2D: layer", 6: "6D: block"}
 
 QUANTITIES: dict[str, tuple[str, float, str, str, str]] = {  # of a layer: name of the figure -> key, factor to the unit, unit, title, what it shows
     "length_kept": (
@@ -337,9 +340,10 @@ def lines(measured: dict[str, Any], key: str, factor: float, unit: str, title: s
             axes.vlines(
                 x, [factor * v["least"] for v in values], [factor * v["most"] for v in values], color=color, lw=1
             )
-        tau = 6 * measured["dim"]
-        axes.axvline(tau, color=QUIET, lw=1, ls="--")
-        axes.annotate("L = 6D", (tau, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+        for widths, name in LEADS.items():
+            x = widths * measured["dim"]
+            axes.axvline(x, color=QUIET, lw=1, ls="--")
+            axes.annotate(name, (x, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         ticks = sorted({r["tokens"] for r in measured["rows"]})

@@ -147,9 +147,10 @@ def rule(hypothesis: Experiment) -> str:
     elif hypothesis.test == "dose_response":
         difference = f"e = {metric} of the arm minus that of the control in each dose; its slope on log2 of L/(6D), one for each seed"
         decided = (
-            "Supported if the interval of the slope lies above 0 and so does that of the slope over the sham, which is as large; "
-            "refuted if it lies below the smallest slope of interest, which is the margin divided by the doublings from the "
-            "shortest to the longest dose; else inconclusive."
+            "Supported if the interval of the slope lies above 0, so does that of the slope over the sham, which is as large, and the "
+            "mean slope by each way to vary the length is above 0; if not, refuted if the interval lies below the smallest slope of "
+            "interest, which is the margin divided by the doublings from the shortest to the longest dose; else inconclusive. So a "
+            "slope that is shown to be above 0 and below the smallest of interest is supported."
         )
     else:
         difference = f"d = {metric} of the control minus that of the arm"
@@ -202,7 +203,8 @@ def length(measured: dict[str, Any]) -> str:
         f"One layer at equal width (D = {measured['dim']}): attention with {measured['heads']} heads and its projections, the SSM with N = "
         f"{measured['states']} states a channel; one sequence, float32; medians of {measured['rounds']} rounds with their range; "
         f"{measured['machine']}. To go on with the next token, causal attention keeps a key and a value of every token before it, the SSM "
-        "its state alone. Attention's kernel keeps no L x L matrix. It is about cost, and decides nothing."
+        "its state alone. Attention's kernel keeps no L x L matrix. Lines: from L = 2D the quadratic part of such a layer, fully visible, is the "
+        "larger one, from L = 6D that of a whole Transformer block. It is about cost, and decides nothing."
     )
 
 

@@ -255,6 +255,7 @@ def test_a_backbone_starts_from_the_imagenet_run_of_its_seed(backbone, paths, tm
         run(asked)
 
 
+@pytest.mark.slow
 def test_on_the_command_line_too(paths, tmp_path, command):
     """Where Hydra is at work already when the ImageNet run's own config is composed."""
     for task in (["task=imagenet"], ["task=coco", "pretrained=imagenet"]):
@@ -298,7 +299,7 @@ def test_a_run_of_another_recipe_is_no_start(paths):
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["coco", pytest.param("ade20k", marks=pytest.mark.slow)])
 def test_an_evaluation_of_a_runs_weights_gives_its_metrics(task, paths, tmp_path, capsys):
     made = run(smoke(task, paths))
     assert made
@@ -310,6 +311,7 @@ def test_an_evaluation_of_a_runs_weights_gives_its_metrics(task, paths, tmp_path
         evaluate(smoke(task, paths, "mode=eval", "scale=smoke", "backbone=mambaout_atto_ssm", f"weights={weights}"))
 
 
+@pytest.mark.slow
 def test_one_size_without_mirroring_is_the_plain_evaluation(paths):
     one = run(smoke("ade20k", paths, "recipe.multi_scale.scales=[1.0]", "recipe.multi_scale.flip=false"))
     assert one and one["metrics"]["miou_multi_scale_percent"] == one["metrics"]["miou_percent"]
@@ -338,6 +340,7 @@ def test_the_units_of_the_libraries_are_ours():
         metrics.ours("ade20k", {})  # there is no image without pixels
 
 
+@pytest.mark.slow
 def test_pictures_show_the_same_annotations_in_every_arm(paths):
     sheets = []
     for name in ("mambaout_atto", "mambaout_atto_identity"):

@@ -334,8 +334,14 @@ def stopped_in(config: Any, log: Path, monkeypatch: Any, ask: Callable[[], None]
         return end(start(config, log)), log.read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize("task", RUNS)
+@pytest.mark.parametrize(
+    ("task", "number"),
+    [
+        pytest.param(task, number, marks=[pytest.mark.slow] if task != "imagenet" and number != signal.SIGTERM else [])
+        for task in RUNS
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    ],
+)
 def test_a_request_to_stop_leaves_a_checkpoint_of_the_step(task, number, tmp_path, uninterrupted, monkeypatch):
     """With checkpoints far apart, so that it is the request that leaves one."""
     whole, _, data = uninterrupted(task, "hardware.workers=0")

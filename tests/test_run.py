@@ -222,9 +222,8 @@ def test_a_disk_that_fills_up_on_the_way_loses_nothing(small_disk, paths, monkey
     assert run(config) and record.path(config).exists()
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGTERM))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_run_leaves_no_record_and_runs_again(number, paths, tmp_path, command):
     words = ["hypotheses.run", *paths, "recipe.data.train_placements=1", "recipe.data.val_placements=1", "recipe.epochs=2",
              "hardware=cpu", "backbone=mambaout_atto_identity", "tag=killed"]  # fmt: skip

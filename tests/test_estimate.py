@@ -76,7 +76,11 @@ def most_held(name: str, images: int) -> int:
     return most
 
 
-@pytest.mark.parametrize("name", ["mambaout_femto", "mambaout_femto_ssm", "mambaout_femto_identity", "vit_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["mambaout_femto", "mambaout_femto_identity"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("mambaout_femto_ssm", "vit_tiny")],
+)
 def test_memory_is_what_a_step_on_this_machine_takes(name):
     """Of the plain networks, as a GPU has them: the kernels of a CPU keep less. They are a process's for good, so another one measures."""
     code = f"import test_estimate; print(test_estimate.most_held({name!r}, 4))"

@@ -18,6 +18,13 @@ def parse(tmp_path, text):
     return experiment.parse(file)
 
 
+def check_refused(tmp_path, text, old, new, message):
+    """A file in which one thing is changed is refused with that message."""
+    assert old in text
+    with pytest.raises(UserError, match=message):
+        parse(tmp_path, text.replace(old, new, 1))
+
+
 def test_what_is_registered():
     h = experiment.load("1")
     demo = h.scales["demo"]
@@ -76,9 +83,7 @@ def test_what_is_registered():
     ],
 )
 def test_a_mistake_is_named(tmp_path, old, new, message):
-    assert old in TEXT
-    with pytest.raises(UserError, match=message):
-        parse(tmp_path, TEXT.replace(old, new, 1))
+    check_refused(tmp_path, TEXT, old, new, message)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +101,7 @@ def test_a_mistake_is_named(tmp_path, old, new, message):
     ],
 )
 def test_a_mistake_in_doses_is_named(tmp_path, old, new, message):
-    text = (experiment.FOLDER / "hypothesis_4.yaml").read_text()
-    assert old in text
-    with pytest.raises(UserError, match=message):
-        parse(tmp_path, text.replace(old, new, 1))
+    check_refused(tmp_path, (experiment.FOLDER / "hypothesis_4.yaml").read_text(), old, new, message)
 
 
 def test_a_positive_control_without_a_recipe_is_named(tmp_path, monkeypatch):

@@ -111,9 +111,8 @@ def run(config: Config) -> record.Record | None:
             "cost": network,
             "provenance": made,
         }
-        told = (
-            held.enter_context(tracking.live(config, begun)) if main_process else None
-        )  # waits after the attempt's end
+        # entered before the attempt, so that what waits for W&B comes after the attempt's end
+        told = held.enter_context(tracking.live(config, begun)) if main_process else None
         if main_process:
             (folder / "heartbeat.json").unlink(missing_ok=True)  # of an earlier attempt
             attempt.enter_context(attempts.noted(results, address))

@@ -65,8 +65,8 @@ def test_loading_is_measured():
 def test_the_error_rates_are_simulated():
     shown = run("benchmarks/error_rates.py", "--simulations", "400")
     wrong = [float(rate) for rate in re.findall(r"^ +([\d.]+) \[[\d., ]+\]  H\d", shown, re.MULTILINE)]
-    one_way = wrong.pop(
-        8
-    )  # a sign is asked of each way to vary the length, and by chance it is the right one half of the time
-    assert len(wrong) == 10 and max(wrong) <= 5 + 3 * (5 * 95 / 400) ** 0.5 and 10 < one_way < 60
+    one_way = wrong.pop(8)
+    assert len(wrong) == 10 and max(wrong) <= 5 + 3 * (5 * 95 / 400) ** 0.5
+    # a sign is asked of each way to vary the length: by chance it is the right one half of the time at a look, more often at one of three
+    assert 10 < one_way < 75
     assert len(re.findall(r"^  H\d [\d.]+ ", shown, re.MULTILINE)) == 20

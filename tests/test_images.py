@@ -40,7 +40,7 @@ def timms(recipe, **changes):
 
 def as_float(image, recipe):
     module_mean, module_std = (torch.tensor(recipe[key]).view(3, 1, 1) for key in ("mean", "std"))
-    return (image.permute(2, 0, 1) / 255 - module_mean) / module_std
+    return (image / 255 - module_mean) / module_std
 
 
 def test_the_augmentation_is_timms_draw_for_draw(photograph, recipe):
@@ -57,6 +57,42 @@ def test_the_augmentation_is_timms_draw_for_draw(photograph, recipe):
             assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
         differences.append((as_float(image, recipe) - wanted).abs().mean().item())
     assert np.median(differences) < 0.01 and max(differences) < 0.1  # of a deviation; two other draws are 1.1 apart
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m7-n3"])
+def test_each_operation_of_the_policy_makes_timms_pixels(recipe, policy):
+    """The same, value for value, but where OpenCV turns, shears and shifts."""
+    recipe = recipe | {"augment": recipe["augment"] | {"auto_augment": policy}}
+    (theirs,), (ours,) = images.parts(recipe)[1], [images.on_arrays(step) for step in images.parts(recipe)[1]]
+    photo = np.asarray(Image.fromarray(load_sample_image("flower.jpg")).resize((224, 200)))
+    changed = set()
+    for number in range(10):
+        for wanted, operation in zip(theirs.ops, ours.ops, strict=True):
+            with keyed_random(number):
+                made = operation(photo)
+                drawn = random.random()
+            with keyed_random(number):
+                pixels = np.asarray(wanted(Image.fromarray(photo)))
+                assert random.random() == drawn
+            if operation.name in images.WARPS:
+                assert np.abs(made.astype(float) - pixels).mean() < 4
+            else:
+                assert np.array_equal(made, pixels), operation.name
+            if not np.array_equal(made, photo):
+                changed.add(operation.name)
+    assert len(changed) == len(ours.ops) == 15
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_batch_is_normalised_image_by_image(channels_last):
+    words = ["scale=paper", "backbone=mambaout_atto", f"recipe.channels_last={channels_last}"]
+    module = imagenet.Classification(compose(words), 1)
+    batch = torch.randint(0, 256, (11, 3, 160, 160), dtype=torch.uint8)
+    made = module.normalise(batch)
+    assert torch.allclose(made, (batch / 255 - module.mean) / module.std, atol=1e-6)
+    assert torch.equal(made[7:], module.normalise(batch[7:]))
+    assert made.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    assert torch.equal(module.normalise(batch.contiguous(memory_format=torch.channels_last)), made)
 
 
 def test_erasing_is_timms_on_a_batch(recipe):
@@ -89,9 +125,9 @@ def test_normalised_as_timm_does(photograph, recipe):
     transform = create_transform(224, interpolation="bicubic", crop_pct=1.0, mean=recipe["mean"], std=recipe["std"])
     wanted = transform(Image.open(io.BytesIO(photograph)))
     image = images.evaluation(recipe)(photograph, "photograph")
-    assert image.shape == (224, 224, 3) and image.dtype == torch.uint8
+    assert image.shape == (3, 224, 224) and image.dtype == torch.uint8
     module = imagenet.Classification(compose(["scale=paper", "backbone=mambaout_atto"]), 1)
-    assert torch.allclose(module.normalise(image.permute(2, 0, 1)[None])[0], wanted, atol=1e-6)
+    assert torch.allclose(module.normalise(image[None])[0], wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "1", "I;16"])
@@ -100,7 +136,7 @@ def test_every_mode_becomes_rgb(mode, recipe):
     image = Image.fromarray(np.asarray(image).astype(np.uint16) * 256) if mode == "I;16" else image.convert(mode)
     content = io.BytesIO()
     image.save(content, "JPEG" if mode == "CMYK" else "PNG")
-    assert images.augmentation(recipe)(content.getvalue(), "x").shape == (224, 224, 3)
+    assert images.augmentation(recipe)(content.getvalue(), "x").shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize("cut", [0, 10, 2000])

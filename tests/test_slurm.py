@@ -127,6 +127,11 @@ def jobs(form: str = "%i %T") -> list[list[str]]:
     return [line.split() for line in said.splitlines()]
 
 
+def job_of(folder: Path) -> str:
+    """The job of the run of `start`; the queue may still have one of an earlier test, which is about to end."""
+    return slurm.note(config_of(folder))["job"]
+
+
 def start(
     folder: Path, *more: str, scale: str = "smoke", seeds: int = 1, arms: Any = (ARM,), at_once: Any = None
 ) -> Any:
@@ -425,7 +430,7 @@ def test_a_job_that_is_cancelled_leaves_a_checkpoint_and_the_same_command_goes_o
     monkeypatch.setenv("FAULT", f"pause20,1,{ARM},{tmp_path / 'flag'}")
     process = start(tmp_path)
     wait_until((tmp_path / "flag").exists)
-    slurm_says("scancel", jobs()[0][0])
+    slurm_says("scancel", job_of(tmp_path))
     shown = end(process)
     assert process.returncode == 1, shown
     assert re.search(rf"{ARM}/seed_0: FAILED \(killed\), Slurm says CANCELLED, job \d+; its log: .*_0_log\.out", shown)
@@ -442,7 +447,7 @@ def test_a_job_that_comes_back_again_and_again_is_given_up(cluster, tmp_path, mo
     monkeypatch.setenv("FAULT", f"pause20,1,{ARM},-")
     process = start(tmp_path, "cluster.max_requeues=0")
     wait_until(lambda: claims.holder(standing.folder(config_of(tmp_path))))
-    slurm_says("scontrol", "requeue", jobs()[0][0])
+    wait_until(lambda: not subprocess.run(["scontrol", "requeue", job_of(tmp_path)]).returncode, 10)
     shown = end(process)
     assert process.returncode == 1, shown
     assert "FAILED (killed), went back into the queue 1 times, more than cluster.max_requeues allows, job " in shown

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 
@@ -45,7 +45,6 @@ from hypotheses.metrics import METRICS
 
 # a sweep says by these variables which run it asked for, and by which code
 EXPECTED, EXPECTED_CODE = "HYPOTHESES_IDENTITY", "HYPOTHESES_CODE"
-ALREADY = "already recorded, nothing to do"
 NEEDED_BYTES = 200 * 2**20  # free space below which no run is started
 
 
@@ -61,7 +60,7 @@ def run(config: Config) -> record.Record | None:
     address = record.address(config)
     if done := record.find(config, images.fingerprint, digest):
         if main_process:
-            print(f"{address}: {ALREADY} ({record.path(config)})")
+            print(f"{address}: {already(os.getpid())} {record.path(config)}")
         return done
     check_devices(config)
     if main_process:
@@ -98,7 +97,7 @@ def run(config: Config) -> record.Record | None:
     with stopping.handled(), contextlib.ExitStack() as held, contextlib.ExitStack() as attempt:
         claim = held.enter_context(claims.held(folder)) if main_process else None
         if world_size() == 1 and (done := record.find(config, images.fingerprint, digest)):
-            print(f"{address}: {ALREADY} ({record.path(config)})")  # by whoever held it until now
+            print(f"{address}: {already(os.getpid())} {record.path(config)}")  # by whoever held it until now
             return done
         guard = claim.check if claim else lambda: None
         every = config["hardware"]["checkpoint_seconds"]
@@ -165,6 +164,11 @@ def run(config: Config) -> record.Record | None:
         if told:
             told.recorded(result, target)
     return result
+
+
+def already(process: int) -> str:
+    """What a process says that found its run recorded. Two sweeps may start one each for a run, and both write to the run's log."""
+    return f"already recorded, nothing to do for process {process}:"
 
 
 def evaluate(config: Config) -> dict[str, Any] | None:
@@ -370,33 +374,41 @@ def explained() -> Iterator[None]:
         raise explain(error) from error
 
 
-def leave_together() -> None:
-    """Let the processes of a run end at once and without their connections: gloo's threads may abort an interpreter that ends
-    while they run, and torchrun calls that a failed run."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        from torch import distributed
+def leave_at_once(code: int) -> NoReturn:
+    """End a process of a run on several devices without ending the interpreter: gloo's threads may abort one that does while they run,
+    and torchrun calls that a failed run."""
+    from torch import distributed
 
-        if distributed.is_initialized():
-            distributed.barrier()
-            distributed.destroy_process_group()
+    if code == 0 and distributed.is_initialized():
+        distributed.barrier()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main() -> None:
     faulthandler.register(signal.SIGUSR2)  # on which a run that hangs says where
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    several = "TORCHELASTIC_RUN_ID" in os.environ
+    if several:
         stopping.end_with_parent()
     sys.modules["wandb"] = None  # type: ignore[assignment]  # timm would import it, which takes half a second, and might fail
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises, and does not print and exit
-    with one_line(), explained():
-        try:
+    code: Any = 0
+    try:
+        with one_line(), explained():
             compose_and_run()
-            leave_together()
-        except KeyboardInterrupt:
-            print("interrupted: nothing was recorded; the same command goes on with it", file=sys.stderr)
-            sys.exit(130)
-        except stopping.Stopped as stopped:
-            print("stopped: nothing was recorded; the same command goes on with it", file=sys.stderr)
-            sys.exit(stopped.code)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was recorded; the same command goes on with it", file=sys.stderr)
+        code = 130
+    except stopping.Stopped as stopped:
+        print("stopped: nothing was recorded; the same command goes on with it", file=sys.stderr)
+        code = stopped.code
+    except SystemExit as said:  # of one_line
+        code = said.code or 0
+    if several:
+        leave_at_once(code)
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

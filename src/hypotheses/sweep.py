@@ -24,7 +24,7 @@ from hypotheses.config import Config
 from hypotheses.data import preflight
 from hypotheses.errors import UserError, command
 from hypotheses.experiment import Experiment
-from hypotheses.run import ALREADY, EXPECTED, EXPECTED_CODE, check_space
+from hypotheses.run import EXPECTED, EXPECTED_CODE, already, check_space
 from hypotheses.selection import Selection
 from hypotheses.standing import RECORDED, STALE, cell, heartbeat
 
@@ -257,7 +257,7 @@ class Work:
             os.killpg(child.process.pid, signal.SIGKILL)
         seconds, address = time.monotonic() - child.started, record.address(child.config)
         if child.process.returncode == 0 and record.path(child.config).exists():
-            if any(ALREADY in line for line in failures.tail(child.log, 3, child.since)):
+            if any(already(child.process.pid) in line for line in failures.tail(child.log, 3, child.since)):
                 self.by_another(child.config)
                 return
             self.times.setdefault(cell(child.config), []).append(seconds)

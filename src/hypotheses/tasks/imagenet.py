@@ -47,6 +47,7 @@ from hypotheses.tasks.common import (
 
 MEAN = ("mean_value", "weight")  # what torchmetrics' MeanMetric is made of
 ERASING = 1  # in the key of an image's draws, beside those of its crop
+IN_CACHE = 2**18  # values that a processor normalises at a time
 PICTURES, TILE = 10, 96  # how many validation images are shown of a run, and their height in pixels
 
 
@@ -226,7 +227,12 @@ class Classification(L.LightningModule):
 
     def normalise(self, batch: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) in 0..255 -> float, normalised."""
-        return (batch.contiguous(memory_format=self.layout) / 255).sub_(self.mean).div_(self.std)
+        result = torch.empty(batch.shape, device=batch.device, memory_format=self.layout)
+        middle, scale = 255 * self.mean, 1 / (255 * self.std)
+        few = max(1, IN_CACHE // batch[0].numel()) if batch.device.type == "cpu" else len(batch)
+        for values, part in zip(result.split(few), batch.split(few), strict=True):
+            values.copy_(part).sub_(middle).mul_(scale)
+        return result
 
     def loss(self, batch: Tensor, target: Tensor, smoothing: float) -> Tensor:
         """Of normalised images, for classes (B,) or, mixed, shares of them (B, num_classes)."""

@@ -4,7 +4,7 @@ Which images a batch holds, and how each is cropped, flipped and recoloured, are
 workers or of what else the process has drawn. So the arms of a seed see the same images.
 
 The recipe's augmentation is timm's, draw for draw, in another order of work: the file is decoded and its crop resized as a tensor of
-uint8, turned and sheared by OpenCV, and an image stays uint8 until it is in a batch on the device, where it is normalised and erased.
+uint8, turned and recoloured by OpenCV, and an image stays uint8 until it is in a batch on the device, where it is normalised and erased.
 
 B batch; H, W pixels.
 """
@@ -21,6 +21,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision import transforms
 from torchvision.transforms import v2
 
 from hypotheses import stopping
@@ -41,15 +42,14 @@ class ImageDataset(Dataset):
         return len(self.source.labels)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
-        """(H, W, 3) uint8, as files have it and PIL gives it, its label and its index."""
+        """(3, H, W) uint8, its label and its index."""
         epoch, index = key
         with keyed_random(self.seed, epoch, index):
             image = self.transform(self.source.read(index), self.source.name(index))
         return image, int(self.source.labels[index]), index
 
     def __getitems__(self, keys: list[Key]) -> tuple[Tensor, Tensor, Tensor]:
-        images, labels, indices = default_collate([self[key] for key in keys])
-        return images.permute(0, 3, 1, 2), labels, indices
+        return default_collate([self[key] for key in keys])
 
     def picture(self, index: int) -> Image.Image:
         """An image as it lies in its file, for a person."""
@@ -125,12 +125,12 @@ def dataset(run: Run, split: str) -> Dataset:
 
 
 def augmentation(recipe: Config) -> Callable[[bytes, str], Tensor]:
-    """timm's transform for training, draw for draw, but for what it does to floats: (content, name) of a file -> (H, W, 3) uint8."""
+    """timm's transform for training, draw for draw, but for what it does to floats: (content, name) of a file -> (3, H, W) uint8."""
     import cv2  # here, so that the demo does without its libraries of the system
 
     cv2.setNumThreads(0)  # the processes that load data are as many as there are cores already
-    crop, policy, _ = parts(recipe)
-    first, *others = crop
+    (first, *others), policy, _ = parts(recipe)
+    steps = [on_arrays(step) for step in (*others, *policy)]
 
     def transform(content: bytes, name: str) -> Tensor:
         whole = decode_quickly(content, name)
@@ -140,11 +140,14 @@ def augmentation(recipe: Config) -> Callable[[bytes, str], Tensor]:
         part = np.ascontiguousarray(
             whole[top : top + height, left : left + width]
         )  # of a view the resize would be slow
-        image = v2.functional.resize(torch.from_numpy(part).permute(2, 0, 1), list(first.size), kind, antialias=True)
-        drawn: Any = Image.fromarray(image.permute(1, 2, 0).numpy())
-        for step in (*others, *policy):
-            drawn = step(drawn)
-        return torch.from_numpy(np.array(drawn))
+        resized = v2.functional.resize(torch.from_numpy(part).permute(2, 0, 1), list(first.size), kind, antialias=True)
+        image = resized.permute(1, 2, 0).numpy()
+        for step in steps:
+            image = step(image)
+        planes = np.empty((3, *image.shape[:2]), np.uint8)
+        for channel in range(3):  # NumPy would take several times as long
+            cv2.extractChannel(image, channel, planes[channel])
+        return torch.from_numpy(planes)
 
     return transform
 
@@ -164,10 +167,6 @@ def parts(recipe: Config) -> tuple[list[Any], list[Any], Any]:
         **recipe["augment"],
     )
     crop, policy, floats = (part.transforms for part in made)
-    for step in policy:
-        for operation in getattr(step, "ops", ()):
-            if operation.name in WARPS:
-                operation.aug_fn = functools.partial(warp, WARPS[operation.name])
     eraser = next((step for step in floats if isinstance(step, RandomErasing)), None)
     return crop, policy, eraser
 
@@ -189,13 +188,55 @@ def erase(batch: Tensor, eraser: Any, keys: list[tuple[int, ...]]) -> None:
 
 
 def evaluation(recipe: Config) -> Callable[[bytes, str], Tensor]:
-    """timm's transform for evaluation, by PIL as published accuracies were measured: (content, name) -> (H, W, 3) uint8."""
+    """timm's transform for evaluation, by PIL as published accuracies were measured: (content, name) -> (3, H, W) uint8."""
     from timm.data import create_transform  # type: ignore[attr-defined]
 
     made: Any = create_transform(
         recipe["image_size"], interpolation="bicubic", crop_pct=recipe["crop_pct"], normalize=False
     )
-    return lambda content, name: torch.as_tensor(made(decode(content, name))).permute(1, 2, 0)
+    return lambda content, name: torch.as_tensor(made(decode(content, name))).contiguous()
+
+
+# ---- timm's steps on arrays (H, W, 3) uint8 --------------------------------------------------------------------------
+
+Step = Callable[..., np.ndarray]
+
+
+def on_arrays(step: Any) -> Step:
+    """A step of timm's: the same draws, and the same pixels but where `warp` says otherwise."""
+    if isinstance(step, transforms.RandomHorizontalFlip):
+        return functools.partial(flip, step.p)
+    if not hasattr(step, "ops"):
+        return by_pil(step)
+    for operation in step.ops:
+        if operation.name in WARPS:
+            operation.aug_fn = functools.partial(warp, WARPS[operation.name])
+        else:
+            through = by_table if operation.name.removesuffix("Increasing") in BY_VALUE else by_pil
+            operation.aug_fn = through(operation.aug_fn)
+    return step
+
+
+def by_pil(step: Callable[..., Image.Image]) -> Step:
+    return lambda image, *arguments, **how: np.asarray(step(Image.fromarray(image), *arguments, **how))
+
+
+def by_table(operation: Callable[..., Image.Image]) -> Step:
+    """Of an operation that makes of each value another one, whatever the image: PIL does it to all 256 values."""
+    import cv2
+
+    values = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3))
+    return lambda image, *arguments, **how: cv2.LUT(image, np.asarray(operation(values, *arguments, **how)))
+
+
+def flip(probability: float, image: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return cv2.flip(image, 1) if torch.rand(1) < probability else image
+
+
+# an operation by these is a table of values
+BY_VALUE = {"Brightness", "Invert", "Posterize", "Solarize", "SolarizeAdd"}
 
 
 WARPS: dict[
@@ -215,20 +256,24 @@ def around(x: float, y: float, angle: float) -> list[float]:
 
 
 def warp(
-    matrix_of: Callable[[int, int, float], list[float]], image: Image.Image, amount: float, **how: Any
-) -> Image.Image:
+    matrix_of: Callable[[int, int, float], list[float]], image: np.ndarray, amount: float, **how: Any
+) -> np.ndarray:
     """timm's shears, translations and rotations by OpenCV, which is several times as fast as PIL; its bicubic kernel is a little sharper.
     They were most of the work of the policy."""
     import cv2
 
     asked = how["resample"]
     kind = random.choice(asked) if isinstance(asked, list | tuple) else asked
-    a, b, c, d, e, f = matrix_of(image.width, image.height, amount)
+    height, width, _ = image.shape
+    a, b, c, d, e, f = matrix_of(width, height, amount)
     # PIL counts places from the corners of pixels, OpenCV from their centres
     matrix = np.array([[a, b, a / 2 + b / 2 + c - 0.5], [d, e, d / 2 + e / 2 + f - 0.5]])
     flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_CUBIC if kind == Image.Resampling.BICUBIC else cv2.INTER_LINEAR)
     filled = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": how["fillcolor"]}
-    return Image.fromarray(cv2.warpAffine(np.asarray(image), matrix, image.size, flags=flags, **filled))
+    return cv2.warpAffine(image, matrix, (width, height), flags=flags, **filled)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def decode_quickly(content: bytes, name: str) -> np.ndarray:

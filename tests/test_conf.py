@@ -139,6 +139,17 @@ def test_every_experiment_names_runs_that_compose(file):
                 assert record.arm(experiment.config_of(scale, task, arm, 0, [])) == arm
 
 
+def test_the_configs_of_many_runs_are_those_of_each(tmp_path):
+    runs = [
+        ("recall", "mambaout_atto", 1),
+        ("imagenet", "mambaout_atto_ssm+d24_p4_16px", 0),
+        ("imagenet", "mambaout_atto", 3),
+    ]
+    runs += [(task, arm, seed + 4) for task, arm, seed in runs]
+    words = ["hardware=cpu", f"paths.results={tmp_path}"]
+    assert experiment.configs_of("demo", runs, words) == [experiment.config_of("demo", *run, words) for run in runs]
+
+
 @pytest.mark.parametrize("dose", experiment.load("4").scales["demo"].each_dose())
 def test_the_arms_of_a_dose_differ_in_one_key_and_doses_in_none_but_their_own(dose):
     hypothesis = experiment.load("4")

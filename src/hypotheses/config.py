@@ -196,6 +196,12 @@ KEYS = {
 
 def compose(overrides: list[str]) -> Config:
     """The resolved configuration that `python -m hypotheses.run <overrides>` would use. Raises UserError."""
+    return compose_seeds(overrides, [None])[0]
+
+
+def compose_seeds(overrides: list[str], seeds: list[int] | list[None]) -> list[Config]:
+    """The configurations of runs that differ in their seed alone, None for the one in `overrides`: Hydra, which takes a tenth of a second,
+    is asked once. Raises UserError."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -203,7 +209,12 @@ def compose(overrides: list[str]) -> Config:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return resolve(hydra.compose("config", overrides=overrides))
+            composed, found = hydra.compose("config", overrides=overrides), []
+            for seed in seeds:
+                if seed is not None:
+                    composed.seed = seed
+                found.append(resolve(composed))
+            return found
     except Exception as error:
         raise explain(error) from error
     finally:

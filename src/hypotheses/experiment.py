@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from hypotheses.config import CONF, ROOT, Config, compose
+from hypotheses.config import CONF, ROOT, Config, compose, compose_seeds
 from hypotheses.errors import UserError, nearest
 from hypotheses.metrics import MARGIN_STEPS, METRICS
 from hypotheses.record import Record, differences, write_aside
@@ -162,6 +162,18 @@ def wanted(
 def config_of(scale: str, task: str, arm: str, seed: int, overrides: list[str]) -> Config:
     """The resolved config of a run."""
     return compose(run_overrides(scale, task, arm, seed) + overrides)
+
+
+def configs_of(scale: str, runs: list[tuple[str, str, int]], overrides: list[str]) -> list[Config]:
+    """The resolved configs of runs, each a task, an arm and a seed, in their order."""
+    seeds: dict[tuple[str, str], list[int]] = {}
+    for task, arm, seed in runs:
+        seeds.setdefault((task, arm), []).append(seed)
+    found: dict[tuple[str, str, int], Config] = {}
+    for (task, arm), asked in seeds.items():
+        configs = compose_seeds(run_overrides(scale, task, arm, asked[0]) + overrides, asked)
+        found |= {(task, arm, seed): config for seed, config in zip(asked, configs, strict=True)}
+    return [found[run] for run in runs]
 
 
 def run_overrides(scale: str, task: str, arm: str, seed: int) -> list[str]:

@@ -33,7 +33,7 @@ class Selection:
     def configs(self) -> list[Config]:
         """Of every run, in the order of a sweep."""
         wanted = experiment.wanted(self.hypothesis, self.scale, self.seeds, self.arms, self.tasks)
-        return [experiment.config_of(self.scale, task, arm, seed, self.overrides) for task, arm, seed in wanted]
+        return experiment.configs_of(self.scale, wanted, self.overrides)
 
 
 def parser(target: str, about: str, more: str = "", after: str = "") -> argparse.ArgumentParser:

@@ -380,7 +380,8 @@ def leave_at_once(code: int) -> NoReturn:
     from torch import distributed
 
     if code == 0 and distributed.is_initialized():
-        distributed.barrier()
+        with contextlib.suppress(RuntimeError):  # of one that has failed meanwhile, which says so itself
+            distributed.barrier()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -101,7 +101,8 @@ bench: .venv/bench  ## Measure the scan, the networks and the trainer against th
 
 TASKS := imagenet recall coco ade20k
 reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/reference, to be committed, and write the report there
-	@for task in $(TASKS); do test -d results/records/demo/$$task || { echo "error: no runs of $$task yet: make sweep of HYP=1, 2 and 3 first" >&2; exit 2; }; done
+	@for runs in $(TASKS) imagenet/mambaout_atto+d24_p4_32px; do test -d results/records/demo/$$runs || \
+		{ echo "error: no runs of $$runs yet: make sweep of HYP=1, 2, 3 and 4 first" >&2; exit 2; }; done
 	@$(PY) -m hypotheses.report > /dev/null
 	rm -rf results/.reference && mkdir -p results/.reference/records/demo results/.reference/attempts/demo
 	for task in $(TASKS); do for kind in records attempts; do cp -r results/$$kind/demo/$$task results/.reference/$$kind/demo/; done; done

@@ -127,6 +127,20 @@ def jobs(form: str = "%i %T") -> list[list[str]]:
     return [line.split() for line in said.splitlines()]
 
 
+def until_held(process: Any, folder: Path) -> None:
+    """Wait until the run of `start` has begun in its job."""
+
+    def held() -> Any:
+        assert process.poll() is None, process.communicate()[0]
+        return claims.holder(standing.folder(config_of(folder)))
+
+    try:
+        wait_until(held)
+    except AssertionError as error:
+        what = slurm_says("squeue", "--states=all"), slurm_says("sinfo", "--Node", "--long"), logs(folder)
+        raise AssertionError("\n".join([str(error), *what])) from error
+
+
 def job_of(folder: Path) -> str:
     """The job of the run of `start`; the queue may still have one of an earlier test, which is about to end."""
     return slurm.note(config_of(folder))["job"]
@@ -446,7 +460,7 @@ def test_a_job_that_is_cancelled_leaves_a_checkpoint_and_the_same_command_goes_o
 def test_a_job_that_comes_back_again_and_again_is_given_up(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("FAULT", f"pause20,1,{ARM},-")
     process = start(tmp_path, "cluster.max_requeues=0")
-    wait_until(lambda: claims.holder(standing.folder(config_of(tmp_path))))
+    until_held(process, tmp_path)
     wait_until(lambda: not subprocess.run(["scontrol", "requeue", job_of(tmp_path)]).returncode, 10)
     shown = end(process)
     assert process.returncode == 1, shown

@@ -171,3 +171,38 @@ def test_other_kernel_sizes_and_types_take_the_plain_way():
     conv = nn.Conv2d(3, 3, 5, padding=2, groups=3)
     assert torch.equal(gate.gated_conv(z, conv), gate.gated_conv_plain(z, conv))
     assert not gate.fused(z.double()) and not gate.fused(z.half()) and gate.fused(z)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("height", "width", "size"), [(16, 16, 25), (8, 8, 25), (5, 9, 13), (1, 3, 9), (13, 13, 13)])
+def test_a_kernel_that_reaches_over_the_map_is_a_matrix(height, width, size, bias):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, size, padding=size // 2, groups=6, bias=bias).double()
+    z = torch.randn(3, height, width, 20, dtype=torch.float64)
+    assert gate.reaches_over(z[..., -6:], conv)
+    inputs = [z.clone().requires_grad_() for _ in range(2)]
+    by_matrix = gate.convolve(inputs[0], conv)
+    made = torch.autograd.grad(by_matrix.square().sum(), [inputs[0], *conv.parameters()])
+    plain = conv(inputs[1][..., -6:].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    wanted = torch.autograd.grad(plain.square().sum(), [inputs[1], *conv.parameters()])
+    for ours, theirs in zip((by_matrix, *made), (plain, *wanted), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_no_other_convolution_is_made_a_matrix():
+    def same(size: int, **changes) -> nn.Conv2d:
+        return nn.Conv2d(6, 6, size, **{"padding": size // 2, "groups": 6} | changes)
+
+    raw = torch.zeros(2, 8, 8, 6)
+    assert gate.reaches_over(raw, same(9)) and not gate.reaches_over(raw.repeat(1, 2, 1, 1), same(9))
+    assert not gate.reaches_over(raw[:, :5, :5], same(7))  # the usual one
+    for conv in (same(9, groups=1), same(9, dilation=2), same(9, padding=3), same(9, padding_mode="circular")):
+        assert not gate.reaches_over(raw, conv)
+    assert not gate.reaches_over(raw.to("meta"), same(9))  # where costs are counted
+    assert not gate.reaches_over(raw[:0], same(9))
+
+
+def test_a_large_kernel_keeps_the_type_of_autocast():
+    conv = nn.Conv2d(6, 6, 9, padding=4, groups=6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gate.convolve(torch.zeros(2, 8, 8, 20), conv).dtype == torch.bfloat16

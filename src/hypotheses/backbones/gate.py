@@ -49,7 +49,31 @@ def conv_silu_plain(z: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 def convolve(z: Tensor, conv: nn.Conv2d) -> Tensor:
     raw = z[..., -conv.out_channels :]
+    if reaches_over(raw, conv):
+        return convolve_by_matrix(raw, conv)
     return conv(raw.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def reaches_over(raw: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether the kernel is larger than the usual one and has as many taps as the map (B, h, w, C) has tokens, on a CPU: there it is
+    faster as a matrix, 25 x 25 on 16 x 16 tokens 20 times."""
+    size, (_, height, width, _) = conv.kernel_size[0], raw.shape
+    wide = size > FUSED_KERNEL_SIZE and height * width <= size**2
+    return wide and raw.device.type == "cpu" and raw.numel() > 0 and keeps_size(conv, size)
+
+
+def convolve_by_matrix(raw: Tensor, conv: nn.Conv2d) -> Tensor:
+    """conv(raw) of (B, h, w, C), as a product with the matrix (h w, h w) that the kernel of each channel is on such a map."""
+    _, height, width, channels = raw.shape
+    size = conv.kernel_size[0]
+    # to the offsets -(h - 1)..h - 1 and -(w - 1)..w - 1 that there are between tokens: shorter or longer than the kernel
+    above, beside = height - 1 - size // 2, width - 1 - size // 2
+    taps = nn.functional.pad(conv.weight.squeeze(1), (beside, beside, above, above))
+    # [channel, -y, -x, Y, X]: the tap of the token (y, x) in the output at (Y, X)
+    windows = taps.flip(1, 2).unfold(1, height, 1).unfold(2, width, 1)
+    matrix = windows.flip(1, 2).reshape(channels, height * width, height * width)
+    out = (raw.flatten(1, 2).permute(2, 0, 1) @ matrix).permute(1, 2, 0).unflatten(1, (height, width))
+    return out if conv.bias is None else out + conv.bias.to(out.dtype)
 
 
 def gated_plain(z: Tensor, mixed: Tensor) -> Tensor:
@@ -71,15 +95,18 @@ def fused(z: Tensor, conv: nn.Conv2d | None = None) -> bool:
 
 def suits(conv: nn.Conv2d) -> bool:
     """Whether it is the convolution that kernels/gate.cpp computes: depthwise, 7 x 7, of the same size, in float32."""
-    size = (FUSED_KERNEL_SIZE, FUSED_KERNEL_SIZE)
+    return keeps_size(conv, FUSED_KERNEL_SIZE) and conv.bias is not None and conv.weight.dtype == torch.float32
+
+
+def keeps_size(conv: nn.Conv2d, size: int) -> bool:
+    """Whether it is a depthwise convolution of size x size that leaves the map as large as it was."""
     return (
-        conv.kernel_size == size
-        and conv.padding == (FUSED_KERNEL_SIZE // 2, FUSED_KERNEL_SIZE // 2)
+        conv.kernel_size == (size, size)
+        and size % 2 == 1
+        and conv.padding == (size // 2, size // 2)
         and conv.stride == conv.dilation == (1, 1)
         and conv.groups == conv.in_channels == conv.out_channels
         and conv.padding_mode == "zeros"
-        and conv.bias is not None
-        and conv.weight.dtype == torch.float32
     )
 
 

@@ -23,7 +23,9 @@ ARGS ?=
 OPTIONS := HYP SCALE TASK SEEDS ARMS JOBS STALE BUDGET LAUNCHER RUN BUNDLE ARGS PYTHON
 UNKNOWN := $(filter-out $(OPTIONS),$(foreach v,$(.VARIABLES),$(if $(findstring command line,$(origin $(v))),$(v))))
 ifneq ($(UNKNOWN),)
-$(error unknown option $(UNKNOWN): the options are $(OPTIONS); Hydra's go into ARGS="$(firstword $(UNKNOWN))=...")
+# the one that begins with the same letters, if there is one
+GUESS := $(filter $(shell echo $(firstword $(UNKNOWN)) | tr a-z A-Z)%,$(OPTIONS))
+$(error unknown option $(UNKNOWN)$(if $(GUESS),; did you mean $(firstword $(GUESS))?). The options are $(OPTIONS); Hydra's go into ARGS="$(firstword $(UNKNOWN))=...")
 endif
 
 help:  ## Show this list
@@ -117,7 +119,7 @@ notebooks: no-options .venv/ready  ## Run the notebooks; they are left with thei
 	@mkdir -p outputs/notebooks
 	@.venv/bin/jupyter-execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}'
 
-clean:  ## Remove what the demo has made: its digits, logs, records and reports, and what W&B keeps of them
+clean: no-options  ## Remove what the demo has made, of all hypotheses: its digits, logs, records and reports, and what W&B keeps of them
 	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report
 	rm -rf results/wandb/{,earlier/}{,offline-}run-????????_??????-{demo-*,smoke-*,verdict-hypothesis_*_demo,verdict-hypothesis_*_smoke}
 
@@ -134,15 +136,21 @@ only-args:
 	@if [ -n "$(strip $(SWEEP))$(BUDGET)$(LAUNCHER)$(RUN)$(BUNDLE)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
 
 no-options: no-launcher
-	@if [ -n "$(strip $(SWEEP))$(BUDGET)$(RUN)$(BUNDLE)$(ARGS)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes no options: other results are read with the overrides of a notebook's first cell" >&2; exit 2; fi
+	@if [ -n "$(strip $(SWEEP))$(BUDGET)$(RUN)$(BUNDLE)$(ARGS)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes no options$(if $(filter notebooks,$(MAKECMDGOALS)),: other results are read with the overrides of a notebook's first cell)" >&2; exit 2; fi
 
 no-sweep-options: no-launcher
 	@if [ -n "$(TASK)$(SEEDS)$(ARMS)$(JOBS)$(STALE)$(BUDGET)" ]; then echo "error: make $(firstword $(MAKECMDGOALS)) takes HYP, SCALE and ARGS='paths.results=FOLDER' only" >&2; exit 2; fi
 
-# The stamp is written last, so an interrupted set-up goes on where it stopped (pip keeps what it has downloaded).
+# One make at a time: another one, in a second terminal, waits for it. The lock goes with the process that holds it.
 .venv/ready: requirements.lock pyproject.toml
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
 		echo "error: Python 3.11 is needed; say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@exec 9> .venv.lock; ! command -v flock > /dev/null || flock --nonblock 9 || \
+		{ echo "another make is setting up the environment in .venv: waiting for it"; flock 9; }; \
+		if ! test -e $@ -a $@ -nt requirements.lock -a $@ -nt pyproject.toml; then $(MAKE) --no-print-directory environment; fi
+
+# The stamp is written last, so an interrupted set-up goes on where it stopped (pip keeps what it has downloaded).
+environment:
 	@echo "setting up the environment in .venv, once: about 7 GB, some minutes; an interrupted set-up can be started again"
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@# a package whose installation was interrupted has no RECORD yet
@@ -155,7 +163,7 @@ no-sweep-options: no-launcher
 		|| { echo "error: pip could not install requirements.lock (see above): check the network and the disk, then type the same command again" >&2; exit 2; }
 	@echo "  3/3 the project itself"
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	@touch .venv/ready
 	@echo "environment ready"
 
-.PHONY: help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference notebooks clean need-hyp no-launcher no-options no-sweep-options no-selection only-args
+.PHONY: environment help setup sweep plan status reproduce verify bundle report publish dashboard check test test-slow docs bench reference notebooks clean need-hyp no-launcher no-options no-sweep-options no-selection only-args

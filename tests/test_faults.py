@@ -534,7 +534,9 @@ def test_a_record_that_is_cut_short_is_named_and_nothing_is_run(small, tmp_path)
     assert small()[0] == 0
     file = tmp_path / "results" / "records" / f"{address()}.json"
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(UserError, match=rf"{file} is not a valid record .*: delete it and run the same command again"):
+    with pytest.raises(
+        UserError, match=rf"{file} is not a valid record .*: restore it, or delete it and make sweep runs it again"
+    ):
         small(seeds=2)
     assert len(list((tmp_path / "results" / "records").rglob("*.json"))) == 2
     file.unlink()

@@ -168,7 +168,7 @@ def test_a_corrupt_record_is_named_and_nothing_is_lost(results, hypothesis, cont
     file = results / "records/demo/imagenet/mambaout_atto/seed_0.json"
     file.write_text(content)
     with pytest.raises(
-        UserError, match=r"seed_0\.json is not a valid record .*: delete it and run the same command again"
+        UserError, match=r"seed_0\.json is not a valid record .*: restore it, or delete it and make sweep runs it again"
     ):
         report.write(hypothesis, results)
     assert files(results) == before and file.read_text() == content

@@ -185,7 +185,7 @@ def test_a_corrupt_record_is_named_and_kept(paths, tmp_path, one_line_error):
     file.parent.mkdir(parents=True)
     file.write_text('{"address": ')
     said = one_line_error("hypotheses.run", *paths, *SMOKE)
-    assert f"{file} is not a valid record" in said and "delete it and run the same command again" in said
+    assert f"{file} is not a valid record" in said and "restore it, or delete it and make sweep runs it again" in said
     assert file.read_text() == '{"address": '
 
 

@@ -47,6 +47,19 @@ def test_an_interrupted_set_up_goes_on_and_a_finished_one_is_not_repeated(copy):
     assert third.returncode == 0 and "setting up" not in third.stdout
 
 
+@pytest.mark.slow
+def test_a_second_make_waits_for_the_set_up_of_the_first(copy):
+    words = {"cwd": copy, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    both = []
+    for _ in range(2):
+        both.append(subprocess.Popen(["make", "setup"], **words))
+        time.sleep(0.5)
+    first, second = (process.communicate(timeout=300)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0], first + second
+    assert "environment ready" in first and "setting up" in first
+    assert "another make is setting up the environment" in second and "environment ready" not in second
+
+
 def test_what_is_missing_is_said_before_anything_is_installed(copy):
     done = make(copy, "sweep")
     assert done.returncode == 2 and "error: say which hypothesis: make sweep HYP=1" in done.stderr
@@ -57,7 +70,9 @@ def test_what_is_missing_is_said_before_anything_is_installed(copy):
 
 def test_a_mistyped_option_is_refused_and_several_arguments_are_not(copy):
     done = make(copy, "-n", "sweep", "HYP=1", "SEED=10")
-    assert done.returncode == 2 and "unknown option SEED" in done.stderr
+    assert done.returncode == 2 and "unknown option SEED; did you mean SEEDS?" in done.stderr
+    done = make(copy, "clean", "SCALE=paper")
+    assert done.returncode == 2 and "error: make clean takes no options" in done.stderr
     done = make(copy, "-n", "help", "ARGS=paths.data=/a paths.results=/b")
     assert done.returncode == 0, done.stderr
 

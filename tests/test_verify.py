@@ -83,8 +83,8 @@ def test_damage_is_named(name, damage, copy):
     found = look(copy)
     if (name, damage) == ("seed_0.jpg", "gone"):  # which is no mistake, but the report has it
         assert found.absent == {"pictures": 1} and any("is not what the records give" in p for p in found.problems)
-    elif (name, damage) == ("seed_0.json", "gone"):  # that it was there is known by the report
-        assert any("report" in problem for problem in found.problems)
+    elif (name, damage) == ("seed_0.json", "gone"):
+        assert found.problems[0] == f"{file} is not there, and its run was recorded: restore it, or make sweep again"
     else:
         assert str(file) in found.problems[0]
 
@@ -126,7 +126,22 @@ def test_a_record_under_another_name_or_configuration_is_named(copy):
 def test_a_table_that_was_edited_is_named(copy):
     file = copy / "results" / "report" / "runs.csv"
     file.write_text(file.read_text().replace("mambaout", "mambain"))
-    assert look(copy).problems == [f"{file} is not what the records give: make report"]
+    again = f"make report ARGS=paths.results={copy / 'results'}"
+    assert look(copy).problems == [f"{file} is not what the records give: {again}"]
+    file.unlink()
+    assert look(copy).problems == [f"{file} is not there: {again}"]
+
+
+def test_the_page_need_not_be_kept_beside_its_markdown(copy):
+    (copy / "results/report/index.html").unlink()
+    found = look(copy)
+    assert found.problems == [] and found.absent == {"page of the report": 1}
+
+
+def test_a_record_that_is_run_again_is_not_missed(copy):
+    """STALE=rerun has moved it, and was ended before it was run."""
+    record.replace(copy / "results", ADDRESS)
+    assert not any("its run was recorded" in problem for problem in look(copy).problems)
 
 
 # ---- a bundle --------------------------------------------------------------------------------------------------------

@@ -223,6 +223,11 @@ def parse(file: Path) -> Experiment:
     content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     experiment = convert(content, Experiment, file, "")
     assert isinstance(experiment, Experiment)
+    if file.stem.startswith("hypothesis_") and file.stem != f"hypothesis_{experiment.hypothesis}":
+        number = file.stem.removeprefix("hypothesis_")
+        raise UserError(
+            f"{file}: hypothesis: {experiment.hypothesis}: the file's name says {number}: write hypothesis: {number}"
+        )
     backbones = {p.stem for p in (CONF / "backbone").glob("*.yaml")}
     for scale, arms in experiment.scales.items():
         for name in (arm.partition("+")[0] for arm in arms.all()):

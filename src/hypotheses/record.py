@@ -127,7 +127,9 @@ def read(source: Path) -> Record:
     except ValueError as error:
         problem = str(error)
     if problem:
-        raise UserError(f"{source} is not a valid record ({problem}): delete it and run the same command again")
+        raise UserError(
+            f"{source} is not a valid record ({problem}): restore it, or delete it and make sweep runs it again"
+        )
     return record
 
 

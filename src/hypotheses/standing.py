@@ -158,6 +158,8 @@ def look(config: Config, fingerprint: str | None, start: str | None) -> Standing
     how, kind = ends[-1]
     if how == attempts.UNENDED:
         return Standing(config, DEAD, "ended without a word", None, beat, failure="killed", tail=tail)
-    if how in (attempts.INTERRUPTED, attempts.RECORDED):  # recorded, and the record was taken away since
-        return Standing(config, INTERRUPTED if how == attempts.INTERRUPTED else WAITING, "", None, beat)
+    if how == attempts.INTERRUPTED:
+        return Standing(config, INTERRUPTED, "", None, beat)
+    if how == attempts.RECORDED:
+        return Standing(config, WAITING, "its record was taken away")
     return Standing(config, FAILED, how, None, beat, failure=kind or "code", tail=tail)

@@ -24,7 +24,7 @@ from hypotheses.config import Config
 from hypotheses.data import preflight
 from hypotheses.errors import UserError, command
 from hypotheses.experiment import Experiment
-from hypotheses.run import EXPECTED, EXPECTED_CODE, already, check_space
+from hypotheses.run import EXPECTED, EXPECTED_CODE, already, check_devices, check_space
 from hypotheses.selection import Selection
 from hypotheses.standing import RECORDED, STALE, cell, heartbeat
 
@@ -94,6 +94,8 @@ def sweep(asked: Selection) -> int:
                     record.replace(Path(run.config["paths"]["results"]), run.address)
     taken = {RECORDED} | ({STALE} if asked.stale == "reuse" else set())
     missing = [run for run in found if run.state not in taken]
+    if missing and asked.launcher == "local":
+        check_devices(missing[0].config)
     for config in {data.depends_on(run.config): run.config for run in missing}.values():
         preflight.require(config)  # once, before all of them; each then finds what is known
     work, how = work_on(asked, configs, missing)

@@ -5,7 +5,8 @@
     python -m hypotheses.verify --bundle results.tar.gz [paths.results=FOLDER]   (makes one)
 
 Of each record: its checksum, address and identity; the sha256 of every file that it names; its metrics, made anew from the
-predictions that its run has kept. Of the whole: the report and all tables, made anew and compared byte for byte.
+predictions that its run has kept. Of the whole: that no record was taken away after its run had ended; the report and all tables, made
+anew and compared byte for byte.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hypotheses import bootstrap, experiment, provenance, record, report
+from hypotheses import attempts, bootstrap, experiment, provenance, record, report
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError, command
 from hypotheses.metrics import METRICS
@@ -29,6 +30,7 @@ from hypotheses.metrics import METRICS
 MANIFEST = "MANIFEST.sha256"
 KEPT = {"predictions": ".npz", "pictures": ".jpg", "rows": ".jsonl"}
 OF_RESULTS = ("records", "attempts", "registered", "provenance", "replaced", "quarantine", "measured", "report")
+PAGE = "index.html"
 OF_PROJECT = ("experiments", "conf", "requirements.lock")
 
 
@@ -75,11 +77,23 @@ def verify(results: Path, outputs: Path) -> Found:
             check(found, one, file, results, outputs)
         except (KeyError, TypeError, ValueError, UserError) as error:
             found.problems.append(f"{file} cannot be followed ({type(error).__name__}: {error})")
+    check_attempts(found, results)
     if (results / "report").is_dir():
         check_report(found, results)
     else:
         found.missing("report")
     return found
+
+
+def check_attempts(found: Found, results: Path) -> None:
+    """Whether every run that ended as recorded has its record, here or where one goes that is run again."""
+    folder = results / "attempts"
+    for file in sorted(folder.rglob("*.jsonl")):
+        address = file.relative_to(folder).with_suffix("").as_posix()
+        kept, moved = results / "records" / f"{address}.json", results / "replaced" / address
+        ended = attempts.read(results, address)[-1:] == [attempts.RECORDED]
+        if ended and not kept.exists() and not any(moved.parent.glob(f"{moved.name}_*")):
+            found.problems.append(f"{kept} is not there, and its run was recorded: restore it, or make sweep again")
 
 
 def check(found: Found, one: record.Record, file: Path, results: Path, outputs: Path) -> None:
@@ -129,12 +143,18 @@ def check_report(found: Found, results: Path) -> None:
     except UserError as error:
         found.problems.append(f"the report cannot be made anew: {error}")
         return
+    here = results == Path(compose([])["paths"]["results"])
+    again = "make report" if here else f"make report ARGS=paths.results={results}"
     for name, text in sorted(outputs.items()):
         file = results / "report" / name
-        if not file.exists():
-            found.problems.append(f"{file} is not there: make report")
+        if not file.exists() and name == PAGE and file.with_suffix(".md").exists():
+            found.missing(
+                "page of the report"
+            )  # as where results are committed: it is large, and its Markdown says the same
+        elif not file.exists():
+            found.problems.append(f"{file} is not there: {again}")
         elif file.read_text() != text:
-            found.problems.append(f"{file} is not what the records give: make report")
+            found.problems.append(f"{file} is not what the records give: {again}")
         else:
             found.right("files of the report")
 
@@ -188,7 +208,8 @@ def verify_bundle(file: Path) -> Found:
             lines = (place / MANIFEST).read_text().splitlines()
             listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         except (OSError, EOFError, tarfile.TarError, ValueError) as error:
-            raise UserError(f"{file} is not a whole bundle ({error}): copy it again") from error
+            why = " ".join(str(error).split())[:200]
+            raise UserError(f"{file} is not a whole bundle of make bundle ({why}): copy it again") from error
         found = Found()
         for name, digest in listed.items():
             found.compare("files of the manifest", place / name, digest)

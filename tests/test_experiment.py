@@ -112,6 +112,15 @@ def test_a_positive_control_without_a_recipe_is_named(tmp_path, monkeypatch):
         parse(tmp_path, TEXT)
 
 
+def test_a_file_bears_the_number_that_it_has_inside(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "FOLDER", tmp_path)
+    (tmp_path / "hypothesis_9.yaml").write_text(TEXT)
+    with pytest.raises(
+        UserError, match=r"hypothesis_9\.yaml: hypothesis: 1: the file's name says 9: write hypothesis: 9"
+    ):
+        experiment.load("9")
+
+
 def test_an_unknown_hypothesis_is_refused():
     with pytest.raises(UserError, match="HYP=9: no such hypothesis; registered in experiments/: 1, 2, 3, 4"):
         experiment.load("9")

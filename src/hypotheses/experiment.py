@@ -198,7 +198,12 @@ def load(number: str) -> Experiment:
     file = FOLDER / f"hypothesis_{number}.yaml"
     if not file.exists():
         raise UserError(f"HYP={number}: no such hypothesis; registered in experiments/: {', '.join(numbers())}")
-    return parse(file)
+    found = parse(file)
+    if str(found.hypothesis) != number:
+        raise UserError(
+            f"{file}: hypothesis: {found.hypothesis}: the file's name says {number}: write hypothesis: {number}"
+        )
+    return found
 
 
 def check_scale(hypothesis: Experiment, scale: str) -> None:
@@ -223,11 +228,6 @@ def parse(file: Path) -> Experiment:
     content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     experiment = convert(content, Experiment, file, "")
     assert isinstance(experiment, Experiment)
-    if file.stem.startswith("hypothesis_") and file.stem != f"hypothesis_{experiment.hypothesis}":
-        number = file.stem.removeprefix("hypothesis_")
-        raise UserError(
-            f"{file}: hypothesis: {experiment.hypothesis}: the file's name says {number}: write hypothesis: {number}"
-        )
     backbones = {p.stem for p in (CONF / "backbone").glob("*.yaml")}
     for scale, arms in experiment.scales.items():
         for name in (arm.partition("+")[0] for arm in arms.all()):

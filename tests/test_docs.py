@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hypotheses import experiment, record, verdict
+from hypotheses import experiment, record, report, verdict
 from hypotheses.config import CONF, ROOT, compose
 from test_links import PAGES, pages, prose
 
@@ -217,6 +217,21 @@ def test_the_verdicts_are_those_of_the_committed_records(page):
             c = found.turned() if hypothesis.test == "superiority" else found
             assert f"{c.mean:+.2f} points" in text or f"{-c.mean:.2f} points behind" in text, (task, c.mean)
             assert f"{c.low:+.2f} to {c.high:+.2f}" in text, (task, c.low, c.high)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/verdicts.md"], ids=lambda page: page.stem)
+def test_the_slopes_are_those_of_the_committed_records(page):
+    text = " ".join(page.read_text().split())
+    found = report.section(experiment.load("4"), ROOT / "results/reference", "demo").verdict
+    (bed,) = found.beds
+    assert f"Hypothesis 4{' at demo scale' * (page.stem == 'README')}: {found.outcome.lower()}" in text
+    assert len(bed.contrasts) >= 2
+    for slope in bed.contrasts[:2]:  # over the control's, and over the sham's
+        assert f"{slope.mean:+.2f}" in text and f"{slope.low:+.2f} to {slope.high:+.2f}" in text, (
+            slope.mean,
+            slope.low,
+        )
+        assert slope.n == 5
 
 
 def test_the_citation_has_what_its_format_asks_for():

@@ -87,15 +87,15 @@ def sweep(asked: Selection) -> int:
             f"{len(old)} of {len(found)} runs were recorded by other code or software, {old[0].address} {old[0].why}: say STALE=reuse "
             "to take them as they are, or STALE=rerun to run them again (their records move to results/replaced/)"
         )
+    taken = {RECORDED} | ({STALE} if asked.stale == "reuse" else set())
+    missing = [run for run in found if run.state not in taken]
+    if missing and asked.launcher == "local":
+        check_devices(missing[0].config)
     if asked.stale == "rerun":
         for run in old:
             with claims.held(standing.folder(run.config)):  # another sweep may have done so meanwhile, and run it again
                 if record.path(run.config).exists() and record.stale(record.read(record.path(run.config))):
                     record.replace(Path(run.config["paths"]["results"]), run.address)
-    taken = {RECORDED} | ({STALE} if asked.stale == "reuse" else set())
-    missing = [run for run in found if run.state not in taken]
-    if missing and asked.launcher == "local":
-        check_devices(missing[0].config)
     for config in {data.depends_on(run.config): run.config for run in missing}.values():
         preflight.require(config)  # once, before all of them; each then finds what is known
     work, how = work_on(asked, configs, missing)

@@ -131,7 +131,7 @@ def until_held(process: Any, folder: Path) -> None:
     """Wait until the run of `start` has begun in its job."""
 
     def held() -> Any:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, printed(folder)
         return claims.holder(standing.folder(config_of(folder)))
 
     try:
@@ -161,23 +161,32 @@ def start(
         f"asked = Selection(asked, {scale!r}, {seeds}, {list(arms)!r}, ['imagenet'], {at_once}, None, {overrides!r}, 'slurm');"
         "errors.command(lambda: sweep.sweep(asked))"
     )
-    return subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )  # fmt: skip
+    with open(folder / "sweep.txt", "w") as shown:
+        words = [sys.executable, "-u", "-c", code]
+        return subprocess.Popen(words, cwd=ROOT, stdout=shown, stderr=shown, start_new_session=True)
 
 
-def end(process: Any, seconds: float = 400.0, hurry: bool = True) -> str:
-    """Wait for the end of a sweep; what it has printed. To be in no hurry is to wait the two minutes that Slurm lets a job wait that
-    came back into the queue."""
+def printed(folder: Path) -> str:
+    """What the sweep of `start` has printed so far."""
+    return (folder / "sweep.txt").read_text()
+
+
+def until_back(folder: Path, scale: str) -> None:
+    """Wait until the sweep has seen that its job is back in the queue, where Slurm lets it wait for two minutes."""
+    wait_until(lambda: f"{record.address(config_of(folder, scale))}: back in the queue" in printed(folder), 100)
+
+
+def end(process: Any, folder: Path, seconds: float = 400.0) -> str:
+    """Wait for the end of a sweep; what it has printed. A job that waits since it came back into the queue is hurried."""
     try:
         stop = time.monotonic() + seconds
         while process.poll() is None and time.monotonic() < stop:
             for job, state in jobs():
-                if hurry and state == "PENDING":
+                if state == "PENDING":
                     slurm_says("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(0.5)
-        return process.communicate(timeout=1)[0]
+        process.wait(1)
+        return printed(folder)
     finally:
         process.kill()
 
@@ -331,9 +340,9 @@ def test_a_run_that_is_preempted_goes_on_with_the_same_bits(cluster, whole, tmp_
     wait_until(lambda: [before[0], "PENDING"] in jobs())
     (found,) = slurm.entries([config_of(tmp_path, "demo")]).values()
     assert found[0] == before[0] and str(found[1]).startswith("PENDING (")
-    shown = end(process)
+    until_back(tmp_path, "demo")
+    shown = end(process, tmp_path)
     assert process.returncode == 0, shown + logs(tmp_path)
-    assert f"{record.address(config_of(tmp_path, 'demo'))}: back in the queue" in shown
     made = record.read(record.path(config_of(tmp_path, "demo")))
     (step,) = went_on(made)
     assert step > 1  # from the checkpoint that was asked for: by the clock none is written for a quarter of an hour
@@ -351,11 +360,12 @@ def test_a_run_that_takes_longer_than_its_job_goes_on_in_the_next(cluster, whole
     ((job, elapsed),) = jobs("%i %M")
     slurm_says("scontrol", "update", f"JobId={job}", f"TimeLimit={int(elapsed.split(':')[-2]) + 2}")
     wait_until(lambda: [job, "PENDING"] in jobs())
+    until_back(tmp_path, "demo")
     slurm_says("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    shown = end(process)
+    shown = end(process, tmp_path)
     assert process.returncode == 0, shown + logs(tmp_path)
     made = record.read(record.path(config_of(tmp_path, "demo")))
-    assert went_on(made) == [3] and f"{made['address']}: back in the queue" in shown
+    assert went_on(made) == [3]
     assert f"{made['address']}: back into the queue" in logs(tmp_path)
     same(left(config_of(tmp_path, "demo")), whole)
 
@@ -367,7 +377,7 @@ def test_a_run_whose_node_is_lost_goes_on_elsewhere_with_the_same_bits(cluster, 
     wait_until(lambda: list(tmp_path.rglob("index.json")))
     ((node,),) = jobs("%N")
     slurm_says("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-    shown = end(process)
+    shown = end(process, tmp_path)
     slurm_says("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert process.returncode == 0, shown + logs(tmp_path)
     made = record.read(record.path(config_of(tmp_path, "demo")))
@@ -384,7 +394,8 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_watches_them_again(cluster,
     assert sorted(state for _, state in (job, *rest)) == ["PENDING"] * 3 + ["RUNNING"]
     wait_until((tmp_path / "flag").exists)
     os.killpg(first.pid, signal.SIGINT)
-    shown = first.communicate(timeout=30)[0]
+    first.wait(30)
+    shown = printed(tmp_path)
     number = job[0].split("_")[0]
     assert first.returncode == 130 and "Traceback" not in shown
     assert (
@@ -401,7 +412,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_watches_them_again(cluster,
         now = jobs()
         most, names = max(most, sum(state == "RUNNING" for _, state in now)), names | {name for name, _ in now}
         time.sleep(0.2)
-    shown = end(second)
+    shown = end(second, tmp_path)
     assert second.returncode == 0, shown + logs(tmp_path)
     assert "4 to run, 4 of them submitted before, 1 at a time" in shown and "submitted:" not in shown
     assert most == 1 and names == {f"{number}_{i}" for i in range(4)}
@@ -421,7 +432,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_watches_them_again(cluster,
 def test_a_run_that_fails_is_classed_and_the_others_go_on(fault, said, cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("FAULT", f"{fault},2,{ARM},{tmp_path / 'flag'}")
     process = start(tmp_path, arms=(ARM, OTHER))
-    shown = end(process)
+    shown = end(process, tmp_path)
     assert process.returncode == 1, shown
     assert re.search(f"{ARM}/seed_0: {said}", shown), shown
     assert f"smoke/imagenet/{OTHER}/seed_0: top1_percent" in shown
@@ -432,7 +443,7 @@ def test_a_run_that_fails_is_classed_and_the_others_go_on(fault, said, cluster, 
 def test_what_may_have_been_chance_is_tried_again_in_its_job(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("FAULT", f"SIGKILL,2,{ARM},{tmp_path / 'flag'}")
     process = start(tmp_path, "hardware.checkpoint_seconds=0")
-    shown = end(process)
+    shown = end(process, tmp_path)
     assert process.returncode == 0, shown + logs(tmp_path)
     made = record.read(record.path(config_of(tmp_path)))
     assert went_on(made) == [1] and "KILLED, killed by SIGKILL; goes on, try 1 of 2" in logs(tmp_path)
@@ -445,12 +456,12 @@ def test_a_job_that_is_cancelled_leaves_a_checkpoint_and_the_same_command_goes_o
     process = start(tmp_path)
     wait_until((tmp_path / "flag").exists)
     slurm_says("scancel", job_of(tmp_path))
-    shown = end(process)
+    shown = end(process, tmp_path)
     assert process.returncode == 1, shown
     assert re.search(rf"{ARM}/seed_0: FAILED \(killed\), Slurm says CANCELLED, job \d+; its log: .*_0_log\.out", shown)
     assert not jobs()
     process = start(tmp_path)
-    shown = end(process)
+    shown = end(process, tmp_path)
     assert process.returncode == 0, shown + logs(tmp_path)
     assert "1 to run, 1 of them from a checkpoint, as many at a time as the cluster takes" in shown
     assert went_on(record.read(record.path(config_of(tmp_path)))) == [1]
@@ -462,7 +473,7 @@ def test_a_job_that_comes_back_again_and_again_is_given_up(cluster, tmp_path, mo
     process = start(tmp_path, "cluster.max_requeues=0")
     until_held(process, tmp_path)
     wait_until(lambda: not subprocess.run(["scontrol", "requeue", job_of(tmp_path)]).returncode, 10)
-    shown = end(process)
+    shown = end(process, tmp_path)
     assert process.returncode == 1, shown
     assert "FAILED (killed), went back into the queue 1 times, more than cluster.max_requeues allows, job " in shown
 
@@ -470,7 +481,7 @@ def test_a_job_that_comes_back_again_and_again_is_given_up(cluster, tmp_path, mo
 @pytest.mark.slow
 def test_what_slurm_refuses_is_one_line(cluster, tmp_path):
     process = start(tmp_path, "cluster.partition=none")
-    shown = end(process, 60)
+    shown = end(process, tmp_path, 60)
     assert process.returncode == 2
     assert shown.splitlines()[-1].startswith("error: sbatch refuses: ") and "invalid partition" in shown.lower()
 
@@ -480,7 +491,7 @@ def test_a_run_of_several_processes_in_a_job(cluster, tmp_path):
     process = start(
         tmp_path, "hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2", "cluster.cpus_per_task=2"
     )
-    shown = end(process)
+    shown = end(process, tmp_path)
     assert process.returncode == 0, shown + logs(tmp_path)
     (made,) = [record.read(file) for file in (tmp_path / "results/records").rglob("*.json")]
     assert made["provenance"]["attempts"][0]["processes"] == 2
@@ -491,7 +502,7 @@ def test_a_run_on_two_nodes(cluster, tmp_path):
     """torchrun on each, started by srun; they find each other."""
     more = ["hardware=ddp_nodes", "hardware.accelerator=cpu", "hardware.devices=1", "cluster.partition=both"]
     process = start(tmp_path, *more)
-    shown = end(process)
+    shown = end(process, tmp_path)
     assert process.returncode == 0, shown + logs(tmp_path)
     (made,) = [record.read(file) for file in (tmp_path / "results/records").rglob("*.json")]
     assert made["provenance"]["attempts"][0]["processes"] == 2 and made["provenance"]["hardware"]["nodes"] == 2

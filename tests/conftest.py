@@ -22,6 +22,17 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS"):  # `make test ARGS=...
 os.environ["WANDB_MODE"] = "disabled"  # but where a test is about it
 
 BACKBONES = sorted(p.stem for p in (CONF / "backbone").glob("*.yaml"))
+SIZES = ("atto", "femto", "kobe", "tiny", "small", "base")
+
+
+def trained() -> list[str]:
+    """Every arm at its smallest size, and every size of the plain networks: what tests train. All others differ from one of these in
+    width and depth alone."""
+    smallest: dict[tuple[str, str], str] = {}
+    for name in sorted(BACKBONES, key=lambda name: SIZES.index(name.split("_")[1])):
+        family, size, *rest = name.split("_")
+        smallest.setdefault((family, "_".join(rest) or size), name)
+    return sorted(smallest.values())
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import BACKBONES
+from conftest import trained
 from hypotheses import bootstrap, data, metrics, pretrained, record, tasks
 from hypotheses.config import compose
 from hypotheses.errors import UserError
@@ -64,8 +64,8 @@ def test_a_smoke_run_leaves_one_valid_record(task, backbone, paths, tmp_path, ca
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_makes_a_smoke_run(task, backbone, paths, tmp_path, capsys, check_kept):
+@pytest.mark.parametrize("backbone", trained())
+def test_every_arm_makes_a_smoke_run(task, backbone, paths, tmp_path, capsys, check_kept):
     check_smoke_run(task, backbone, paths, tmp_path, capsys, check_kept)
 
 

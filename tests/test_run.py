@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import BACKBONES
+from conftest import trained
 from hypotheses import bootstrap, claims, experiment, record
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
@@ -29,7 +29,7 @@ SHORT = [
 ]
 
 
-@pytest.mark.parametrize("backbone", [pytest.param(b, marks=[pytest.mark.slow] * ("_base" in b)) for b in BACKBONES])
+@pytest.mark.parametrize("backbone", [pytest.param(b, marks=[pytest.mark.slow] * ("_base" in b)) for b in trained()])
 def test_a_smoke_run_leaves_one_valid_record_and_is_skipped_the_second_time(
     backbone, paths, tmp_path, capsys, check_kept
 ):

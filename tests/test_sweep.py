@@ -42,8 +42,12 @@ def test_it_runs_what_is_missing_goes_on_after_a_failure_and_reuses(small, tmp_p
     assert small() == 0
     assert "3 recorded, 1 to run" in capsys.readouterr().out
     assert all(f.stat().st_mtime_ns == t for f, t in times.items())
+    left = (
+        tmp_path / "outputs/smoke/imagenet/mambaout_atto/seed_0/checkpoints"
+    )  # by a kill between the record and the end
+    left.mkdir()
     assert small() == 0
-    assert "4 recorded, 0 to run" in capsys.readouterr().out
+    assert "4 recorded, 0 to run" in capsys.readouterr().out and not left.exists()
     threads = {record.read(f)["provenance"]["threads"] for f in (tmp_path / "results").rglob("*.json")}
     assert threads == {1}
 

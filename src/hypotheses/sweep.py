@@ -89,6 +89,9 @@ def sweep(asked: Selection) -> int:
         )
     taken = {RECORDED} | ({STALE} if asked.stale == "reuse" else set())
     missing = [run for run in found if run.state not in taken]
+    for run in found:
+        if run.state in taken:
+            clear(run.config)
     if missing and asked.launcher == "local":
         check_devices(missing[0].config)
     if asked.stale == "rerun":
@@ -249,6 +252,7 @@ class Work:
             self.done(config, "by another sweep")
 
     def done(self, config: Config, how: str) -> None:
+        clear(config)
         metric = self.hypothesis.metrics()[config["task"]["name"]]
         value = record.read(record.path(config))["metrics"][metric]
         self.status.line(f"  {record.address(config)}: {metric} {value:.2f}, {how}")
@@ -296,6 +300,11 @@ class Work:
             ask_where(child)
             stop([child], grace=0.0)
             child.hung = True
+
+
+def clear(config: Config) -> None:
+    """Remove the checkpoints of a recorded run, which remain where it was killed between its record and its end."""
+    shutil.rmtree(standing.folder(config) / "checkpoints", ignore_errors=True)
 
 
 def ask_where(child: Child) -> None:

@@ -227,7 +227,8 @@ def test_the_paper_scale_is_the_shipped_config_for_swin_but_for_what_the_recipe_
 # ---- what training starts from ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backbone", ["mambaout_atto", pytest.param("vit_atto", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["mambaout_atto", "vit_atto"])
 def test_a_backbone_starts_from_the_imagenet_run_of_its_seed(backbone, paths, tmp_path):
     asked = smoke("coco", paths, f"backbone={backbone}", "pretrained=imagenet", "seed=1")
     with pytest.raises(
@@ -297,7 +298,8 @@ def test_a_run_of_another_recipe_is_no_start(paths):
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["coco", pytest.param("ade20k", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["coco", "ade20k"])
 def test_an_evaluation_of_a_runs_weights_gives_its_metrics(task, paths, tmp_path, capsys):
     made = run(smoke(task, paths))
     assert made

@@ -1,8 +1,10 @@
 """Every YAML composes, says its command, and nothing heavy is imported to explain them."""
 
+import functools
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,15 @@ from hypotheses.config import CONF, ROOT, compose
 from hypotheses.errors import UserError
 
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir()}
+
+
+of_plans = pytest.mark.xdist_group("plans")  # so that what one test has composed the others have
+
+
+@functools.cache
+def planned(scale: str, task: str, arm: str) -> dict[str, Any]:
+    """The configuration of the first seed."""
+    return experiment.config_of(scale, task, arm, 0, [])
 
 
 @pytest.mark.parametrize("option", [f"{g}={o}" for g in ("scale", "hardware", "recipe") for o in GROUPS[g]])
@@ -129,6 +140,7 @@ def test_folders_and_devices_are_no_part_of_a_runs_identity():
     assert record.identity(one, "data") != record.identity(compose(["recipe.epochs=3"]), "data")
 
 
+@of_plans
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_experiment_names_runs_that_compose(file):
     hypothesis = experiment.parse(file)
@@ -136,7 +148,7 @@ def test_every_experiment_names_runs_that_compose(file):
     for scale, arms in hypothesis.scales.items():
         for task in hypothesis.tasks:
             for arm in arms.all():
-                assert record.arm(experiment.config_of(scale, task, arm, 0, [])) == arm
+                assert record.arm(planned(scale, task, arm)) == arm
 
 
 def test_the_configs_of_many_runs_are_those_of_each(tmp_path):
@@ -150,20 +162,22 @@ def test_the_configs_of_many_runs_are_those_of_each(tmp_path):
     assert experiment.configs_of("demo", runs, words) == [experiment.config_of("demo", *run, words) for run in runs]
 
 
+@of_plans
 @pytest.mark.parametrize("dose", experiment.load("4").scales["demo"].each_dose())
 def test_the_arms_of_a_dose_differ_in_one_key_and_doses_in_none_but_their_own(dose):
     hypothesis = experiment.load("4")
     arms = hypothesis.scales["demo"].at(dose)
-    control = experiment.config_of("demo", "imagenet", arms.control, 0, [])
+    control = planned("demo", "imagenet", arms.control)
     for arm in arms.of_a_dose()[1:]:
-        other = experiment.config_of("demo", "imagenet", arm, 0, [])
+        other = planned("demo", "imagenet", arm)
         changed = {key for key, _, _ in record.differences(control, other)}
         assert len(changed) == 2 and "backbone.name" in changed and changed <= set(hypothesis.pair_may_differ)
-    without = experiment.config_of("demo", "imagenet", "mambaout_atto", 0, [])
+    without = planned("demo", "imagenet", "mambaout_atto")
     varied = {key for key, _, _ in record.differences(without, control)}
     assert varied <= {"tag", "backbone.dims", "backbone.depths", "backbone.patch", "recipe.image_size", "recipe.epochs"}
 
 
+@of_plans
 @pytest.mark.parametrize("number", ["1", "2", "3"])
 @pytest.mark.parametrize("scale", ["demo", "pilot", "paper"])
 def test_the_arms_of_a_contrast_differ_in_one_key(number, scale):
@@ -172,15 +186,15 @@ def test_the_arms_of_a_contrast_differ_in_one_key(number, scale):
         pytest.skip("not registered at this scale")
     arms = hypothesis.scales[scale]
     for task in hypothesis.tasks:
-        control = experiment.config_of(scale, task, arms.control, 0, [])
+        control = planned(scale, task, arms.control)
         for arm in arms.registered()[1:]:
-            changed = {k for k, _, _ in record.differences(control, experiment.config_of(scale, task, arm, 0, []))}
+            changed = {k for k, _, _ in record.differences(control, planned(scale, task, arm))}
             assert changed <= set(hypothesis.pair_may_differ)
             if number == "3" and arm == arms.negative_control:  # of full attention, so neither causal nor attention
                 assert changed == set(hypothesis.pair_may_differ)
             else:
                 assert len(changed) == 2 and "backbone.name" in changed
         for contrast in arms.extra:
-            pair = [experiment.config_of(scale, task, name, 0, []) for name in (contrast.control, contrast.treatment)]
+            pair = [planned(scale, task, name) for name in (contrast.control, contrast.treatment)]
             changed = {k for k, _, _ in record.differences(*pair)}
             assert len(changed) == 2 and "backbone.name" in changed

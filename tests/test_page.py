@@ -14,6 +14,7 @@ from hypotheses.config import ROOT
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
+pytestmark = pytest.mark.xdist_group("page")  # one report for all of them
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHOTS = ROOT / "outputs" / "screenshots"
 WIDE, NARROW = (1280, 900), (390, 844)  # pixels: a laptop, a phone

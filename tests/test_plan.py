@@ -17,6 +17,9 @@ from hypotheses.run import device_name
 ARMS = ["mambaout_atto", "mambaout_atto_ssm", "mambaout_atto_identity"]
 
 
+pytestmark = pytest.mark.xdist_group("plan")  # one set of data for all of them
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """The demo's data, drawn once for all tests."""

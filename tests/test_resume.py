@@ -339,9 +339,9 @@ def stopped_in(config: Any, log: Path, monkeypatch: Any, ask: Callable[[], None]
 @pytest.mark.parametrize(
     ("task", "number"),
     [
-        pytest.param(task, number, marks=[pytest.mark.slow] if task != "imagenet" and number != signal.SIGTERM else [])
-        for task in RUNS
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        pytest.param(t, n, marks=[pytest.mark.slow] * (t != "imagenet" and (t, n) != ("ade20k", signal.SIGTERM)))
+        for t in RUNS
+        for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     ],
 )
 def test_a_request_to_stop_leaves_a_checkpoint_of_the_step(task, number, tmp_path, uninterrupted, monkeypatch):
@@ -364,7 +364,7 @@ def test_seconds_are_those_of_all_attempts(stopped):
     assert made and 1000 < made["seconds"] < 1100
 
 
-@pytest.mark.parametrize("task", RUNS)
+@pytest.mark.parametrize("task", ["imagenet", pytest.param("coco", marks=pytest.mark.slow), "ade20k"])
 def test_a_disk_that_is_full_for_checkpoints_ends_no_run(task, tmp_path, uninterrupted, monkeypatch, capsys):
     """By a limit on the size of a file, which the system meets as it meets a full disk; weights and record are smaller."""
     whole, _, data = uninterrupted(task, "hardware.workers=0")

@@ -321,6 +321,7 @@ def test_without_a_compiler_one_line_says_so_and_the_result_is_the_same(tmp_path
     assert float(run().stdout.split()[1]) == pytest.approx(float(total), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home_and_a_compiler_without_a_version_are_no_obstacles(tmp_path):
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\nexit 0\n")
@@ -344,6 +345,7 @@ def test_a_compiler_that_fails_is_named(tmp_path):
     assert "no such option -fopenmp" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_library_is_made_once_and_kept(tmp_path):
     if kernels.library("scan") is None:
         pytest.skip("no compiler here")
@@ -358,6 +360,7 @@ def test_a_library_is_made_once_and_kept(tmp_path):
     assert run(XDG_CACHE_HOME=str(tmp_path)).stdout == first.stdout
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_to_is_no_obstacle(tmp_path):
     if kernels.library("scan") is None:
         pytest.skip("no compiler here")

@@ -126,6 +126,7 @@ def test_the_same_input_gives_the_same_bits():
         assert torch.equal(once[0], scan_gpu.triton_scan(*(None if v is None else v.to(DEVICE) for v in tensors)).cpu())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="is what runs")
 def test_our_kernels_in_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -20,9 +20,9 @@ from hypotheses.selection import Selection
 
 @pytest.fixture
 def small(hypothesis, paths):
-    """Sweep two arms and two seeds at smoke scale in this process; returns the exit code."""
+    """Sweep two arms at smoke scale in this process; returns the exit code."""
 
-    def run(arms=("mambaout_atto", "mambaout_atto_identity"), seeds=2, more=()):
+    def run(arms=("mambaout_atto", "mambaout_atto_identity"), seeds=1, more=()):
         overrides = [*paths, "hardware=cpu", *more]
         return sweep.sweep(Selection(hypothesis, "smoke", seeds, list(arms), ["imagenet"], 2, None, overrides))
 
@@ -34,20 +34,20 @@ def test_it_runs_what_is_missing_goes_on_after_a_failure_and_reuses(small, tmp_p
     (tmp_path / "outputs/smoke/imagenet/mambaout_atto/seed_0/weights.pt/x").mkdir(parents=True)
     assert small() == 1
     shown = capsys.readouterr().out
-    assert "4 runs, 0 recorded, 4 to run, 2 at a time" in shown
+    assert "2 runs, 0 recorded, 2 to run, 2 at a time" in shown
     assert re.search(r"mambaout_atto/seed_0: FAILED \(code\), .*weights\.pt.*its log: .*log\.txt", shown)
-    assert len(list((tmp_path / "results").rglob("*.json"))) == 3
+    assert len(list((tmp_path / "results").rglob("*.json"))) == 1
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "results").rglob("*.json")}
     shutil.rmtree(tmp_path / "outputs/smoke/imagenet/mambaout_atto/seed_0/weights.pt")
     assert small() == 0
-    assert "3 recorded, 1 to run" in capsys.readouterr().out
+    assert "1 recorded, 1 to run" in capsys.readouterr().out
     assert all(f.stat().st_mtime_ns == t for f, t in times.items())
     left = (
         tmp_path / "outputs/smoke/imagenet/mambaout_atto/seed_0/checkpoints"
     )  # by a kill between the record and the end
     left.mkdir()
     assert small() == 0
-    assert "4 recorded, 0 to run" in capsys.readouterr().out and not left.exists()
+    assert "2 recorded, 0 to run" in capsys.readouterr().out and not left.exists()
     threads = {record.read(f)["provenance"]["threads"] for f in (tmp_path / "results").rglob("*.json")}
     assert threads == {1}
 
@@ -55,7 +55,7 @@ def test_it_runs_what_is_missing_goes_on_after_a_failure_and_reuses(small, tmp_p
 def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
     code = (
         "from hypotheses import experiment, sweep; from hypotheses.selection import Selection; import sys;"
-        "sys.exit(sweep.sweep(Selection(experiment.load('1'), 'smoke', 2, ['mambaout_atto', 'mambaout_atto_identity'],"
+        "sys.exit(sweep.sweep(Selection(experiment.load('1'), 'smoke', 1, ['mambaout_atto', 'mambaout_atto_identity'],"
         f" ['imagenet'], 1, None, {[*paths, 'hardware=cpu']!r})))"
     )
 
@@ -73,12 +73,12 @@ def test_ctrl_c_ends_the_children_and_the_same_command_goes_on(paths, tmp_path):
     time.sleep(1.0)  # into the second run
     os.killpg(first.pid, signal.SIGINT)
     out, said = first.communicate(timeout=60)
-    assert first.returncode == 130 and re.search(r"interrupted: [12] of 4 runs done", said), said
+    assert first.returncode == 130 and re.search(r"interrupted: [12] of 2 runs done", said), said
     assert "Traceback" not in said
     ps = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(tmp_path) not in ps
     kept = len(list((tmp_path / "results").rglob("*.json")))
-    assert f"interrupted: {kept} of 4 runs done" in said
+    assert f"interrupted: {kept} of 2 runs done" in said
     second = start()
     out, said = second.communicate(timeout=240)
     assert second.returncode == 0, said

@@ -432,6 +432,7 @@ def val_folder(tmp_path) -> Path:
     return tmp_path / "imagenet"
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_from_the_command_line(paths, tmp_path, command):
     """The published weights' command; every class holds the same image, so the shares are known."""
     picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypotheses import config
 from hypotheses.config import CONF, Config, is_dense
-from hypotheses.errors import UserError, one_line
+from hypotheses.errors import Parser, UserError, one_line
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help and mistakes do without it
     from torch import Tensor, nn
@@ -350,7 +350,7 @@ def table(rows: list[Row], task: str, height: int, width: int, changes: list[str
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hypotheses.cost",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="What a network costs, counted without allocating it: parameters, MACs with the scan, memory of the\n"

@@ -3,21 +3,18 @@
 python -m hypotheses.dashboard [paths.results=FOLDER]
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
 from hypotheses import report
-from hypotheses.errors import UserError, command
+from hypotheses.errors import Parser, UserError, command
 from hypotheses.tracker import FOLDER
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     about = "Open W&B's own view of the runs that are kept here, and say where the page of the report is."
-    parser = argparse.ArgumentParser(
-        prog="make dashboard", description=about, usage="make dashboard [ARGS='paths.results=FOLDER']"
-    )
+    parser = Parser(prog="make dashboard", description=about, usage="make dashboard [ARGS='paths.results=FOLDER']")
     parser.add_argument("paths", nargs="*", help="paths.results=FOLDER")
     overrides = parser.parse_args(arguments).paths
     report.check_paths("dashboard", overrides)

@@ -1,9 +1,11 @@
 """Mistakes of the user: one clear line that names the fix, exit code 2, never a traceback."""
 
+import argparse
 import contextlib
 import difflib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +33,20 @@ class UserError(Exception):
 
 class BusyError(UserError):
     """Another process is at it now. Exit code 75."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Of what is typed after a command. What it cannot read is a UserError, options by the names that make has for them."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.fullmatch(r"argument --(\w+): invalid int value: '(.*)'", message):
+            raise UserError(f"{found[1].upper()}={found[2]}: give a whole number")
+        if found := re.fullmatch(r"argument (--\w+): expected one argument", message):
+            raise UserError(f"{found[1]} needs a value: give one, or leave it out")
+        if found := re.match(r"unrecognized arguments: (-\S+)", message):
+            options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            raise UserError(f"no option {found[1]}{nearest(found[1], options)}")
+        raise UserError(f"{message}; {' '.join(self.format_usage().split())}")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hypotheses import record, report, tracking
-from hypotheses.errors import UserError, command
+from hypotheses.errors import Parser, UserError, command
 from hypotheses.metrics import METRICS
 from hypotheses.report import Section, wording
 from hypotheses.tracker import Writer, deleted, is_whole, prepare
@@ -239,7 +239,7 @@ KEPT = "All runs stay in results/, and the same command sends them later; WANDB_
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = argparse.ArgumentParser(add_help=False)
+    options = Parser(add_help=False)
     options.add_argument(
         "--project",
         metavar="P",

@@ -8,7 +8,6 @@ different        some metric lies outside
 The first difference is named, and in what code, software and machine the two differ.
 """
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 from hypotheses import bootstrap, pretrained, record
 from hypotheses.config import Config, compose
 from hypotheses.data import quarantine
-from hypotheses.errors import UserError, command, nearest
+from hypotheses.errors import Parser, UserError, command, nearest
 from hypotheses.metrics import METRICS
 from hypotheses.record import Record
 
@@ -114,7 +113,7 @@ def fresh(outputs: Path, address: str) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="make reproduce RUN=demo/imagenet/mambaout_atto/seed_0",
         description="Make one record again in a folder of its own, and say whether it comes out the same.",
         usage="make reproduce RUN=<scale>/<task>/<backbone>/seed_<k> [ARGS='paths.results=FOLDER hardware=cpu']",

@@ -6,7 +6,7 @@ import shlex
 
 from hypotheses import experiment
 from hypotheses.config import Config
-from hypotheses.errors import UserError
+from hypotheses.errors import Parser, UserError
 from hypotheses.experiment import Experiment
 
 STALES = ("reuse", "rerun")
@@ -39,9 +39,7 @@ class Selection:
 def parser(target: str, about: str, more: str = "", after: str = "") -> argparse.ArgumentParser:
     """Of `make <target>`, with the options that say which runs it is about; `more` of its own and what is said `after` them stand in
     its usage."""
-    parser = argparse.ArgumentParser(
-        prog=f"make {target} HYP=1", description=about, usage=f"make {target} {USAGE}{more}{LAST}{after}"
-    )
+    parser = Parser(prog=f"make {target} HYP=1", description=about, usage=f"make {target} {USAGE}{more}{LAST}{after}")
     parser.add_argument("hypothesis", help="number of a file in experiments/")
     parser.add_argument("--scale", default="demo", help="demo, pilot or paper")
     parser.add_argument("--task", help="one task of the hypothesis; all by default")

@@ -9,7 +9,6 @@ predictions that its run has kept. Of the whole: that no record was taken away a
 anew and compared byte for byte.
 """
 
-import argparse
 import dataclasses
 import gzip
 import hashlib
@@ -24,7 +23,7 @@ import numpy as np
 
 from hypotheses import attempts, bootstrap, experiment, provenance, record, report
 from hypotheses.config import ROOT, compose
-from hypotheses.errors import UserError, command
+from hypotheses.errors import Parser, UserError, command
 from hypotheses.metrics import METRICS
 
 MANIFEST = "MANIFEST.sha256"
@@ -234,7 +233,7 @@ def say(found: Found, what: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="make verify",
         description="Whether results are whole and say what they were made from.",
         usage="make verify [BUNDLE=file.tar.gz] [ARGS='paths.results=FOLDER']; make bundle [BUNDLE=file.tar.gz]",

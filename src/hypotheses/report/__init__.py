@@ -19,7 +19,7 @@ from typing import Any
 
 from hypotheses import experiment, record
 from hypotheses.config import compose
-from hypotheses.errors import UserError
+from hypotheses.errors import Parser, UserError
 from hypotheses.experiment import Experiment
 from hypotheses.report import figures, tables, wording
 from hypotheses.report.reading import Section, lengths, over_images, section
@@ -313,7 +313,7 @@ def read_arguments(
     """The hypothesis, the folder of results and the scale that a `make` target without runs is asked about; None for what is not
     named. Values of further `options`, a parser without --help, go into `given`."""
     more = "".join(f"{o.option_strings[0]} {o.metavar} " for o in options._actions) if options else ""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"make {target} HYP=1",
         description=about,
         usage=f"make {target} HYP=1 [SCALE=demo] [ARGS='{more}paths.results=FOLDER']",

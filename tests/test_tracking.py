@@ -605,7 +605,7 @@ def test_publish_and_the_dashboard_say_what_they_take(sweep, capsys):
         shown = capsys.readouterr().out
         assert left.value.code == 0 and all(word in shown for word in words)
     assert "HYP" not in shown
-    with pytest.raises(UserError, match="^--project needs a value"):
+    with pytest.raises(UserError, match=r"^--project needs a value"):
         publish.main(["1", "--project"])
     with pytest.raises(UserError, match=r"2: make dashboard takes paths only"):
         dashboard.main(["2", f"paths.results={sweep}"])

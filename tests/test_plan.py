@@ -9,14 +9,12 @@ import time
 
 import pytest
 
-from hypotheses import attempts, checkpoint, claims, data, experiment, plan, record, selection, standing, status
+from hypotheses import attempts, checkpoint, claims, data, experiment, plan, record, selection, standing, status, sweep
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
 from hypotheses.run import device_name
 
 ARMS = ["mambaout_atto", "mambaout_atto_ssm", "mambaout_atto_identity"]
-
-
 pytestmark = pytest.mark.xdist_group("plan")  # one set of data for all of them
 
 
@@ -188,6 +186,19 @@ def test_a_slow_run_is_told_from_a_dead_one(asked, states):
     attempts.add(file, begun=attempts.now())
     found = {r["run"]: r["state"] for r in (status.row(asked, standing.of(config)) for config in asked.configs())}
     assert found[record.address(states[ARMS[1], 0])] == "dead"
+
+
+@pytest.mark.parametrize("ask", [plan.make, sweep.sweep])
+def test_arms_that_differ_in_more_than_is_registered_are_said_before_anything_runs(ask, asked, tmp_path):
+    strict = dataclasses.replace(
+        asked, hypothesis=dataclasses.replace(asked.hypothesis, pair_may_differ=["backbone.name"])
+    )
+    with pytest.raises(
+        UserError,
+        match=r"mambaout_atto_ssm/seed_0 differs from \S+mambaout_atto/seed_0 in backbone\.mixer, ssm against conv: .*add backbone.mixer to",
+    ):
+        ask(strict)
+    assert not list(tmp_path.glob("outputs/*"))
 
 
 def test_the_commands(paths, tmp_path):

@@ -110,6 +110,7 @@ def why(run: Standing) -> str:
 def make(asked: Selection, measure: bool = True) -> Plan:
     """The plan of a sweep; without `measure` minutes come from records alone."""
     configs = asked.configs()
+    asked.check_pairs(configs)
     runs = standing.of_all(configs, plan=True)
     slots = make_slots(configs[0], asked.jobs)
     groups: dict[str, list[Standing]] = {}

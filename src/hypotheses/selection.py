@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import shlex
 
-from hypotheses import experiment
+from hypotheses import experiment, record
 from hypotheses.config import Config
 from hypotheses.errors import Parser, UserError
 from hypotheses.experiment import Experiment
@@ -34,6 +34,25 @@ class Selection:
         """Of every run, in the order of a sweep."""
         wanted = experiment.wanted(self.hypothesis, self.scale, self.seeds, self.arms, self.tasks)
         return experiment.configs_of(self.scale, wanted, self.overrides)
+
+    def check_pairs(self, configs: list[Config]) -> None:
+        """Raise UserError where arms differ in more than is registered: after all the runs a gate would say so."""
+        arms, may_differ = self.hypothesis.scales[self.scale], self.hypothesis.pair_may_differ
+        names = [arms.at(dose).of_a_dose() for dose in arms.each_dose()] or [arms.of_a_dose()]
+        groups = [(task, group) for task in self.hypothesis.tasks for group in names]
+        if control := self.hypothesis.positive_control:
+            groups.append((control.task, self.hypothesis.memory_arms(self.scale)))
+        one = {(c["task"]["name"], record.arm(c)): c for c in reversed(configs)}  # the first seed of each
+        for task, group in groups:
+            here = [one[task, arm] for arm in group if (task, arm) in one]
+            for other in here[1:]:
+                first, second = ({key: c[key] for key in record.IDENTITY} for c in (here[0], other))
+                for key, ours, theirs in record.differences(first, second):
+                    if key not in may_differ and key != "seed":
+                        raise UserError(
+                            f"{record.address(other)} differs from {record.address(here[0])} in {key}, {theirs} against {ours}: "
+                            f"make them equal in conf/, or add {key} to pair_may_differ in the file of the hypothesis in experiments/"
+                        )
 
 
 def parser(target: str, about: str, more: str = "", after: str = "") -> argparse.ArgumentParser:

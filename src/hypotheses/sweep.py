@@ -68,6 +68,7 @@ def sweep(asked: Selection) -> int:
     """Run what is missing, first of the positive control, then of the tasks; the exit code: 0 if every run is recorded, 1 if some
     failed. Raises UserError, too where runs of other code are there and `asked.stale` does not say what to do with them."""
     configs = asked.configs()
+    asked.check_pairs(configs)
     check_space(configs[0])
     if asked.launcher == "slurm":
         from hypotheses import slurm  # which imports this file

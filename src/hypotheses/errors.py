@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
+MOST = 12  # names that an error lists
 BUSY = 75  # exit code where another process is at what was asked for
 CANNOT_WRITE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
 
@@ -50,10 +51,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """'; did you mean X? Choose from: ...' for a word that is not among `words`."""
+    """'; did you mean X? Choose from: ...' for a word that is not among `words`, of which no more than a line's are named."""
     choices = sorted(words)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     guess = f"; did you mean {close[0]}?" if close else "."
+    if len(choices) > MOST:
+        near = sorted(difflib.get_close_matches(word, choices, n=MOST, cutoff=0.0))
+        return f"{guess} Choose from {len(choices)}, the nearest: {', '.join(near)}"
     return f"{guess} Choose from: {', '.join(choices)}"
 
 

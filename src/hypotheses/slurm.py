@@ -167,10 +167,11 @@ def submit(
         try:
             jobs = [job.job_id for job in executor.map_array(work, runs, *many)]
         except FailedJobError as error:
-            said = [line for line in failures.lines_of(str(error)) if "error: " in line] or [str(error)]
-            raise UserError(
-                f"sbatch refuses: {said[0].split('error: ')[-1]}; see conf/cluster/ for what is asked"
-            ) from error
+            lines = failures.lines_of(str(error))
+            said = [
+                line.split(word, 1)[1] for word in ("fatal: ", "error: ") for line in lines if word in line
+            ] or lines
+            raise UserError(f"sbatch refuses: {said[0]}; see conf/cluster/ for what is asked") from error
         for run, job in zip(runs, jobs, strict=True):
             said = {"job": job, "identity": run.identity, "code": code, "submitted": attempts.now()}
             write_aside(standing.folder(run.config) / "slurm.json", json.dumps(said) + "\n")

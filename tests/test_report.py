@@ -332,6 +332,19 @@ def test_our_causal_pair_stands_beside_the_papers(results, make_records):
     assert ours == ("vit_atto\nours, demo,\nn = 2 seeds", [50.0, 52.0], [48.0, 49.0])
 
 
+def test_a_difference_that_is_far_from_what_is_judged_is_an_arrow(results, make_records):
+    """So that the intervals that decide have room."""
+
+    def drawn() -> str:
+        s = report.section(experiment.load("1"), results, "demo")
+        return figures.differences(s, s.verdict.beds[0])
+
+    assert "\u25c0" not in drawn()
+    for r in make_records({"vit_atto": [28.0, 29.0], "vit_atto_causal": [42.0, 44.0]}).values():
+        record.write(results / "records" / f"{r['address']}.json", r)
+    assert "\u25c0 -14.5" in drawn()
+
+
 def test_without_the_published_files_the_report_is_written_and_says_so(results, hypothesis, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "PUBLISHED", tmp_path / "nowhere")
     shown = report.write(hypothesis, results)

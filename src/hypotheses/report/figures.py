@@ -18,6 +18,7 @@ from hypotheses.verdict import Bed, level
 
 INK, QUIET, GOOD, BAD = "#1b1f24", "#8a919a", "#2b6cb0", "#b5501b"
 COLORS = {"control": INK, "treatment": GOOD, "negative control": BAD}  # by role; others are quiet
+FAR = 2.0  # times what is judged, at which a difference is no longer drawn to scale
 IN_A_PAGE = {INK: "--ink", QUIET: "--faint", GOOD: "--good", BAD: "--bad"}  # so that dark mode can change them
 
 
@@ -88,11 +89,12 @@ def of_section(s: Section) -> dict[str, tuple[str, str]]:
 
 
 def differences(s: Section, bed: Bed) -> str:
-    """The difference of each seed, with mean, interval and margin, a row for each contrast."""
+    """The difference of each seed, with mean, interval and margin, a row for each contrast. An extra one that lies far from those that
+    are judged is an arrow: drawn to scale it would leave them no room."""
     from matplotlib.transforms import offset_copy
 
     gain, margin, dosed = s.hypothesis.gains, bed.margin, bool(s.arms.doses)
-    line, label = (margin, f"of interest from {margin:.2g}") if gain else (-margin, f"margin -{margin:g}")
+    line, label = (margin, f"smallest of interest {margin:.2g}") if gain else (-margin, f"margin -{margin:g}")
     contrasts, out = [*bed.contrasts, *bed.extra], []
     with panel(
         f"{'slopes of' if dosed else 'paired'} differences, {s.bed(bed.task)}, {s.scale} scale",
@@ -104,14 +106,30 @@ def differences(s: Section, bed: Bed) -> str:
         axes.axvline(line, color=QUIET if gain else BAD, lw=1.2, ls="--")
         axes.axvspan(0 if gain else line, 1e3, color=GOOD, alpha=0.08, lw=0)  # where an interval supports the claim
         above = offset_copy(axes.transData, axes.figure, y=9, units="points")
+        judged = [x for c in bed.contrasts for x in (c.low, c.high, *c.d)] + [1.3 * line, -0.8 * line]
+        reach = FAR * max(abs(x) for x in judged)
+        near = [c for c in contrasts if not bed.contrasts or (c.low <= reach and c.high >= -reach)]
+        ends = [x for c in near for x in (c.low, c.high, *c.d)] + judged
+        pad = 0.06 * (max(ends) - min(ends))
+        axes.set_xlim(min(ends) - pad, max(ends) + pad)
         for row, c in enumerate(contrasts):
             color = INK if row < len(bed.contrasts) else QUIET  # extra arms, which are not judged, are paler
+            if c not in near:
+                side, arrow = (0.0, "\u25c0 ") if c.mean < 0 else (1.0, " \u25b6")
+                shown = f"{arrow}{c.mean:+.1f}" if c.mean < 0 else f"{c.mean:+.1f}{arrow}"
+                axes.text(
+                    side,
+                    row,
+                    shown,
+                    transform=axes.get_yaxis_transform(),
+                    color=INK,
+                    va="center",
+                    ha="right" if side else "left",
+                )
+                continue
             axes.plot(c.d, [row] * c.n, "o", color=color, ms=4, alpha=0.6, mew=0, transform=above)
             axes.plot([c.low, c.high], [row, row], color=color, lw=2.2, solid_capstyle="butt")
             axes.plot([c.mean], [row], "D", color=color, ms=6)
-        ends = [x for c in contrasts for x in (c.low, c.high, *c.d)] + [1.3 * line, -0.8 * line]
-        pad = 0.06 * (max(ends) - min(ends))
-        axes.set_xlim(min(ends) - pad, max(ends) + pad)
         axes.set_ylim(max(len(contrasts), 1) - 0.45, -0.6)
         pairs = [(c.treatment, c.control) if gain else (c.control, c.treatment) for c in contrasts]
         labels = [f"{a}\n- {b}\n{interval(c)}, n = {c.n}" for c, (a, b) in zip(contrasts, pairs, strict=True)]
@@ -271,17 +289,23 @@ def shortened(arm: str, control: str) -> str:
 
 
 def label_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Names to the right of points, moved down as far as they would lie on each other."""
+    """Names to the right of points, moved down as far as they would lie on each other or on a point, then with a line to their own."""
     axes.figure.draw_without_rendering()  # where things lie is known only then
-    placed: list[tuple[float, float, float]] = []  # left, right and height of the names so far, pixels
-    for x, y, name in sorted(points, key=lambda p: -p[1]):
-        px, py = axes.transData.transform((x, y))
-        right, height = px + 12 + 6 * len(name), py
-        while any(px < r and left < right and abs(height - h) < 13 for left, r, h in placed):
+    pixel = axes.figure.dpi / 72  # in points
+    there = [axes.transData.transform(p[:2]) for p in points]
+    placed = [
+        (x - 4, x + 4, y) for x, y in there
+    ]  # left, right and height of the points and of the names so far, pixels
+    for (x, y, name), (px, py) in sorted(zip(points, there, strict=True), key=lambda p: -p[0][1]):
+        left, right, height = px + 5, px + 12 + 6 * len(name), py
+        while any(left < r and at < right and abs(height - h) < 11 for at, r, h in placed):
             height -= 1
-        placed.append((px, right, height))
-        shift = (height - py) * 72 / axes.figure.dpi - 3
-        axes.annotate(name, (x, y), xytext=(6, shift), textcoords="offset points", fontsize=7)
+        placed.append((left, right, height))
+        shift, line = (height - py) / pixel, {"arrowstyle": "-", "color": QUIET, "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+        axes.annotate(
+            name, (x, y), xytext=(6, shift), textcoords="offset points", fontsize=7, va="center",
+            arrowprops=line if shift < -6 else None,
+        )  # fmt: skip
 
 
 # ---- of layers -------------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_a_hypothesis_of_two_tasks_has_a_part_for_each_with_pictures(tmp_path, m
     for arm in (gated, ssm):
         (tmp_path / f"records/demo/coco/{arm}/seed_0.jpg").write_bytes(jpeg.getvalue())
     shown = report.write(hypothesis, tmp_path)
-    assert "\ncoco:\n" in shown and "\nade20k:\n" in shown
+    assert "\ncoco (digit scenes):\n" in shown and "\nade20k (digit scenes):\n" in shown
     assert re.search(
         r"On coco \(digit scenes\) the SSM changes box AP by \+0\.60 points \(96 % interval .*n = 5 seeds, smallest effect",
         shown,

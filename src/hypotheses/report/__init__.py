@@ -125,12 +125,12 @@ def all_tables(sections: Sequence[Section]) -> dict[str, Table]:
 
 def terminal(s: Section) -> str:
     """The table of arms, the gates and the verdict, for a terminal."""
-    lines = []
+    lines = ["", f"# Hypothesis {s.hypothesis.hypothesis}, {s.scale} scale: {s.hypothesis.claim}"]
     for bed in s.verdict.beds:
         found = tables.arms(s, bed)
         table = [[row[i] for i in (0, 2, 3, 4)] for row in (found.columns, *found.rows)]
         widths = [max(len(r[i]) for r in table) for i in range(4)]
-        lines += ["", *([f"{bed.task}:"] if len(s.verdict.beds) > 1 else [])]
+        lines += ["", f"{s.bed(bed.task)}:"]
         lines += ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table]
         if s.arms.doses:
             slopes = tables.slopes(s, bed)

@@ -196,7 +196,7 @@ def test_an_ssm_without_memory_or_another_arm_with_one_closes_it(gate, arm, valu
 
     found, judged = gate(edit)
     assert not found.passed and judged.outcome == verdict.INCONCLUSIVE
-    assert judged.reason.startswith("gate: positive control; if passed: supported")
+    assert judged.reason.startswith("gate not passed: positive control; without it: supported")
 
 
 def test_runs_that_are_not_there_close_it(gate):

@@ -189,7 +189,7 @@ def test_records_of_an_unregistered_recipe_do_not_decide(results, hypothesis):
         changed["config"]["recipe"]["epochs"] = 2  # in both arms of every pair
         record.write(file, changed)
     shown = report.write(hypothesis, results)
-    assert "INCONCLUSIVE" in shown and "gate: registered configuration" in shown
+    assert "INCONCLUSIVE" in shown and "gate not passed: registered configuration" in shown
     assert "recipe.epochs was 2, registered is 5" in shown
 
 

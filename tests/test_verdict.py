@@ -49,7 +49,7 @@ def test_refuted_if_the_ssm_gains_more_than_the_margin_and_is_not_larger(judge):
 
 def test_a_larger_arm_that_wins_decides_nothing(judge):
     v = judge(shift(4.0))
-    assert v.outcome == INCONCLUSIVE and v.reason.startswith("gate: matched size; if passed: refuted")
+    assert v.outcome == INCONCLUSIVE and v.reason.startswith("gate not passed: matched size; without it: refuted")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_missing_run_decides_nothing_and_is_named(judge):
 )
 def test_one_odd_run_closes_its_gate(judge, path, value, gate):
     v = judge(shift(0.3), edit=set_key("mambaout_atto_ssm", 2, path, value))
-    assert v.outcome == INCONCLUSIVE and failed(v) == [gate] and v.reason.startswith(f"gate: {gate}")
+    assert v.outcome == INCONCLUSIVE and failed(v) == [gate] and v.reason.startswith(f"gate not passed: {gate}")
 
 
 def test_a_bed_that_cannot_see_a_mixer_decides_nothing(judge):
@@ -286,12 +286,12 @@ def test_gains_that_are_too_small_to_matter_refute_and_only_on_every_task(judge_
     wide = judge_2({"coco": -0.5, "ade20k": 1.5}, noise=(3.0, -3.0, 2.0, -2.0, 0.0))
     assert wide.outcome == INCONCLUSIVE and "seeds would decide" in wide.reason
     alone = judge_2({"ade20k": 0.0})
-    assert alone.outcome == INCONCLUSIVE and "coco: complete" in alone.reason and len(alone.beds[0].missing) == 15
+    assert alone.outcome == INCONCLUSIVE and "complete (coco)" in alone.reason and len(alone.beds[0].missing) == 15
 
 
 def test_one_task_that_was_run_can_support(judge_2):
     v = judge_2({"ade20k": 4.0}, edit=same_size)
-    assert v.outcome == SUPPORTED and "not counted, for a gate: coco: complete" in v.reason
+    assert v.outcome == SUPPORTED and "not counted, its gate not passed: complete (coco)" in v.reason
 
 
 def test_a_larger_arm_must_beat_its_sham(judge_2):

@@ -158,7 +158,7 @@ def judge(experiment: Experiment, scale: str, runs: Runs, seeds: Sequence[int], 
     by_way = {way: responses(experiment, arms, runs, seeds, way)[0].slope for way in arms.doses}
     outcome, reason = rule(slope, over_sham, by_way, margin)
     if bed.failed:
-        outcome, reason = INCONCLUSIVE, f"gate: {', '.join(bed.failed)}; if passed: {outcome}, {reason}"
+        outcome, reason = INCONCLUSIVE, f"gate not passed: {', '.join(bed.failed)}; without it: {outcome}, {reason}"
     return Verdict(outcome, reason, (bed,), tuple(seeds))
 
 

@@ -189,7 +189,7 @@ def superiority(
 
     known = [(task, c) for task, contrasts in beds.items() for c in contrasts]
     if not known:
-        return INCONCLUSIVE, "no task is complete with all gates passed", set()
+        return INCONCLUSIVE, "no task is left that could decide", set()
     p = [one_sided(c.mean, c) for _, c in known]
     p += [1.0] * (pairs - len(known))
     holds = multipletests(p, alpha, method="holm")[0]
@@ -289,7 +289,7 @@ def judge(
     outcome, reason, better = non_inferiority(bed.contrasts, arms.margin[bed.task], alpha)
     bed = with_size(bed, sorted(better))
     if bed.failed:
-        reason = f"gate: {', '.join(bed.failed)}; if passed: {outcome}, {reason}"
+        reason = f"gate not passed: {', '.join(bed.failed)}; without it: {outcome}, {reason}"
         outcome = INCONCLUSIVE
     return Verdict(outcome, reason, (bed,), seeds)
 
@@ -310,11 +310,11 @@ def judge_superiority(
         without = f"; but for that gate: {outcome}, {reason}"
         outcome, reason, _ = rule(sized)
         reason += without
-    failed = "; ".join(f"{bed.task}: {', '.join(bed.failed)}" for bed in sized if bed.failed)
+    failed = "; ".join(f"{', '.join(bed.failed)} ({bed.task})" for bed in sized if bed.failed)
     if failed and outcome == SUPPORTED:
-        reason += f"; not counted, for a gate: {failed}"
+        reason += f"; not counted, its gate not passed: {failed}"
     elif failed:
-        outcome, reason = INCONCLUSIVE, f"gate: {failed}; {reason}"
+        outcome, reason = INCONCLUSIVE, f"gate not passed: {failed}; {reason}"
     return outcome, reason, tuple(sized)
 
 

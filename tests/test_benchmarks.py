@@ -30,8 +30,8 @@ def test_the_scan_is_measured():
 
 @pytest.mark.slow
 def test_the_networks_are_measured():
-    shown = run("benchmarks/backbone.py", "--rounds", "1", "--mode", "inference")
-    assert shown.count("x timm") == 4
+    shown = run("benchmarks/backbone.py", "--rounds", "1", "--mode", "inference", "--precision", "float32")
+    assert shown.count("x timm") == 2
     difference = re.search(r"largest difference of the outputs with the same weights (\S+)", shown)
     assert difference and float(difference[1]) < 1e-5
 

@@ -70,8 +70,7 @@ def test_in_passes_as_at_once(task, paths, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", [512, 1])
-@pytest.mark.parametrize("task", ALONE)
+@pytest.mark.parametrize(("task", "most"), [*((task, 512) for task in ALONE), ("imagenet", 1), ("ade20k", 1)])
 def test_by_two_processes_as_by_one(task, most, paths, tmp_path, command):
     """At once, and each in several passes."""
     whole, one = trained(paths, tmp_path, task, "one")

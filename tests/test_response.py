@@ -7,12 +7,25 @@ import io
 import json
 import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from hypotheses import experiment, power, publish, record, report, response, selection, sweep, tracking, verdict
+from hypotheses import (
+    experiment,
+    power,
+    publish,
+    record,
+    report,
+    response,
+    selection,
+    standing,
+    sweep,
+    tracking,
+    verdict,
+)
 from hypotheses.config import ROOT
 from hypotheses.errors import UserError
 from hypotheses.report import tables
@@ -266,17 +279,19 @@ def test_what_more_seeds_would_decide_is_in_the_slopes_unit(results):
 
 
 @pytest.mark.slow
-def test_a_run_of_a_dose_as_the_sweep_starts_it_is_the_registered_one(paths, tmp_path):
-    arm = "mambaout_atto_identity+d24_p4_16px"
+def test_a_run_of_a_dose_as_the_sweep_starts_it_is_the_registered_one(paths):
+    """It trains, so it has composed what was asked for, which it compares before; and it stops with a checkpoint that the sweep takes."""
     overrides = [*paths, "hardware=cpu"]
-    asked = selection.Selection(H, "demo", 1, [arm], ["imagenet"], 1, None, overrides)
-    assert sweep.sweep(asked) == 0
-    made = record.read(tmp_path / f"results/records/demo/imagenet/{arm}/seed_0.json")
-    assert made["config"]["recipe"]["image_size"] == 16 and made["cost"]["params"] == 16250
-    s = report.section(H, tmp_path / "results", "demo")
-    assert list(s.runs["imagenet"]) == [(arm, 0)] and s.verdict.reason == "1 of the 150 registered runs are recorded"
-    assert not [line for line in s.deviations if "registered is" in line]
-    assert sweep.sweep(asked) == 0  # and is taken, not made again
+    asked = selection.Selection(H, "demo", 1, ["mambaout_atto_identity+d24_p4_16px"], ["imagenet"], 1, None, overrides)
+    (before,) = standing.of_all(asked.configs())
+    (slot,), place = sweep.make_slots(before.config, 1), standing.folder(before.config)
+    child = sweep.start(before.config, slot, overrides, before.identity, record.code_fingerprint())
+    while standing.heartbeat(place).get("step", 0) < 2:
+        assert child.process.poll() is None, child.log.read_text()
+        time.sleep(0.1)
+    sweep.stop([child])
+    (after,) = standing.of_all(asked.configs())
+    assert (before.state, before.step) == (standing.WAITING, 0) and after.step > 1 and not after.foreign
 
 
 # ---- a layer against the length --------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def killed_at_random(task: str, kills: int, folder: Path, uninterrupted: Any, *m
     return resumed
 
 
-@pytest.mark.parametrize("task", ["imagenet", pytest.param("coco", marks=pytest.mark.slow), "ade20k"])
+@pytest.mark.parametrize("task", ["imagenet", "ade20k"])
 def test_a_run_killed_three_times_ends_with_the_same_bits(task, tmp_path, uninterrupted):
     killed_at_random(task, 3, tmp_path, uninterrupted, "hardware.workers=0")
 
@@ -171,8 +171,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(task, workers, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM"])
-@pytest.mark.parametrize("task", RUNS)
+@pytest.mark.parametrize(("task", "fault"), [*((task, "SIGKILL") for task in RUNS), ("imagenet", "SIGTERM")])
 def test_two_processes_of_which_one_is_killed_go_on_with_the_same_bits(task, fault, tmp_path, command):
     """torchrun and gloo on the CPU; the other process is ended too, and the same command goes on. A request to stop to one of them
     leaves a checkpoint of both."""

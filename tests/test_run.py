@@ -223,8 +223,7 @@ def test_a_disk_that_fills_up_on_the_way_loses_nothing(small_disk, paths, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_killed_run_leaves_no_record_and_runs_again(number, paths, tmp_path, command):
+def test_ctrl_c_in_a_run_leaves_no_record_and_it_runs_again(paths, tmp_path, command):
     words = ["hypotheses.run", *paths, "recipe.data.train_placements=1", "recipe.data.val_placements=1", "recipe.epochs=2",
              "hardware=cpu", "backbone=mambaout_atto_identity", "tag=killed"]  # fmt: skip
     process = subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -233,12 +232,11 @@ def test_a_killed_run_leaves_no_record_and_runs_again(number, paths, tmp_path, c
     while not (beat.exists() and json.loads(beat.read_text())["step"] > 0):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number], said
+    assert process.returncode == 130, said
     assert not list(Path(tmp_path, "results").rglob("*.json"))
-    if number == signal.SIGINT:
-        assert "Traceback" not in said and ": nothing was recorded; the same command goes on with it" in said
+    assert "Traceback" not in said and ": nothing was recorded; the same command goes on with it" in said
     again = command(*words)
     assert again.returncode == 0, again.stderr
     assert len(list(Path(tmp_path, "results").rglob("*.json"))) == 1

@@ -117,15 +117,8 @@ def differences(s: Section, bed: Bed) -> str:
             if c not in near:
                 side, arrow = (0.0, "\u25c0 ") if c.mean < 0 else (1.0, " \u25b6")
                 shown = f"{arrow}{c.mean:+.1f}" if c.mean < 0 else f"{c.mean:+.1f}{arrow}"
-                axes.text(
-                    side,
-                    row,
-                    shown,
-                    transform=axes.get_yaxis_transform(),
-                    color=INK,
-                    va="center",
-                    ha="right" if side else "left",
-                )
+                where = {"transform": axes.get_yaxis_transform(), "va": "center", "ha": "right" if side else "left"}
+                axes.text(side, row, shown, color=INK, **where)
                 continue
             axes.plot(c.d, [row] * c.n, "o", color=color, ms=4, alpha=0.6, mew=0, transform=above)
             axes.plot([c.low, c.high], [row, row], color=color, lw=2.2, solid_capstyle="butt")
@@ -293,9 +286,7 @@ def label_points(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
     axes.figure.draw_without_rendering()  # where things lie is known only then
     pixel = axes.figure.dpi / 72  # in points
     there = [axes.transData.transform(p[:2]) for p in points]
-    placed = [
-        (x - 4, x + 4, y) for x, y in there
-    ]  # left, right and height of the points and of the names so far, pixels
+    placed = [(x - 4, x + 4, y) for x, y in there]  # left, right and height of points and names, pixels
     for (x, y, name), (px, py) in sorted(zip(points, there, strict=True), key=lambda p: -p[0][1]):
         left, right, height = px + 5, px + 12 + 6 * len(name), py
         while any(left < r and at < right and abs(height - h) < 11 for at, r, h in placed):

@@ -127,7 +127,7 @@ def test_a_gate_that_fails_in_one_dose_names_it(runs_of):
         runs["mambaout_atto_identity+d24_p2_32px", seed]["metrics"]["top1_percent"] = 71.0
         runs["mambaout_atto_ssm+d24_p4_16px", seed]["config"]["recipe"]["epochs"] = 9
     v = judge(runs)
-    assert v.beds[0].failed == ["same recipe", "assay sensitivity"] and "if passed: supported" in v.reason
+    assert v.beds[0].failed == ["same recipe", "assay sensitivity"] and "without it: supported" in v.reason
     details = {gate.name: gate.detail for gate in v.beds[0].gates}
     assert (
         details["assay sensitivity"].startswith("d24_p2_32px: without any mixer")

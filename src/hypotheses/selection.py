@@ -37,6 +37,8 @@ class Selection:
 
     def check_pairs(self, configs: list[Config]) -> None:
         """Raise UserError where arms differ in more than is registered: after all the runs a gate would say so."""
+        if self.scale not in self.hypothesis.scales:  # nothing is registered, and nothing is judged
+            return
         arms, may_differ = self.hypothesis.scales[self.scale], self.hypothesis.pair_may_differ
         names = [arms.at(dose).of_a_dose() for dose in arms.each_dose()] or [arms.of_a_dose()]
         groups = [(task, group) for task in self.hypothesis.tasks for group in names]

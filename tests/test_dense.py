@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from conftest import BACKBONES
 from hypotheses import backbones
@@ -69,6 +70,25 @@ def test_all_values_come_from_the_seed_and_arms_share_them():
     for other in networks[1:]:
         assert other.keys() == networks[0].keys()
         assert all(torch.equal(other[key], networks[0][key]) for key in other)
+
+
+class GeneratorsOfTheirDevice(TorchFunctionMode):
+    """Refuses draws by a generator for a tensor of another device, as CUDA does and the meta device does not."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if (generator := kwargs.get("generator")) is not None:
+            drawn = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+            assert all(v.device.type == generator.device.type for v in drawn)
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_initial_values_are_drawn_on_the_cpu_wherever_the_network_is(name):
+    with torch.device("meta"):
+        network = Dense(backbones.build(config(name)))
+    with GeneratorsOfTheirDevice():
+        backbones.initialise(network, 0, "published")
 
 
 def test_transposed_convolutions_are_initialised_from_the_seed():

@@ -119,7 +119,8 @@ def initialise(model: nn.Module, seed: int, init: str) -> None:
         fan_in      1 / sqrt(inputs of a unit), for the narrow networks of the demo: with 0.02 a network of 48 channels
                     starts nearly disconnected, and when it wakes up decides its accuracy on a short schedule
 
-    A layer with a method `init_weights(generator)` does its own.
+    A layer with a method `init_weights(generator)` does its own. All is drawn on the CPU, wherever the layer is: the values are
+    the same on every device.
     """
     if init not in INITS:
         raise UserError(f"backbone.init={init}: choose one of {', '.join(INITS)}")
@@ -131,7 +132,7 @@ def initialise(model: nn.Module, seed: int, init: str) -> None:
         elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             inputs = module.in_channels if isinstance(module, nn.ConvTranspose2d) else module.weight[0].numel()
             std = 0.02 if init == "published" else inputs**-0.5
-            # into an empty tensor, since values are drawn in the order of the memory, which channels_last changes
+            # into an empty tensor: values are drawn in the order of the memory, which channels_last changes
             module.weight.copy_(nn.init.trunc_normal_(torch.empty(module.weight.shape), std=std, generator=generator))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -47,10 +47,9 @@ class SSM(nn.Module):
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Mamba's: A = -(1..N), D = 1, steps log-uniform in [DT_MIN, DT_MAX] through the inverse of softplus."""
-        bound = self.x_proj.shape[1] ** -0.5
-        nn.init.uniform_(self.x_proj, -bound, bound, generator=generator)
-        bound = self.rank**-0.5
-        nn.init.uniform_(self.dt_proj, -bound, bound, generator=generator)
+        for weight, inputs in ((self.x_proj, self.x_proj.shape[1]), (self.dt_proj, self.rank)):
+            bound = inputs**-0.5
+            weight.copy_(nn.init.uniform_(torch.empty(weight.shape), -bound, bound, generator=generator))
         low, high = math.log(DT_MIN), math.log(DT_MAX)
         steps = torch.exp(torch.rand(self.dt_bias.shape, generator=generator) * (high - low) + low)
         self.dt_bias.copy_(steps + torch.log(-torch.expm1(-steps)))

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -413,21 +414,45 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     assert due == [30, 180, 330]  # at first after 30 seconds, then 3 / 0.02
 
 
-@pytest.mark.parametrize("task", ["imagenet", *(pytest.param(t, marks=pytest.mark.slow) for t in ("coco", "ade20k"))])
-def test_a_request_to_stop_spares_the_processes_that_load_data(task, tmp_path, uninterrupted, monkeypatch):
-    """Ctrl-C on a terminal reaches them too: the step that is under way still gets its batch, and the checkpoint is written."""
+@pytest.mark.parametrize(
+    ("task", "number"),
+    [
+        ("imagenet", signal.SIGINT),
+        *(pytest.param(t, signal.SIGTERM, marks=pytest.mark.slow) for t in ("imagenet", "coco", "ade20k")),
+    ],
+)
+def test_a_request_to_stop_spares_the_processes_that_load_data(task, number, tmp_path, uninterrupted, monkeypatch):
+    """Ctrl-C on a terminal reaches them too, as does a cluster's signal: the step that is under way still gets its batch, and the
+    checkpoint is written."""
     whole, _, data = uninterrupted(task, "hardware.workers=0")
     config = asked(task, tmp_path, data, "hardware.workers=2", "hardware.checkpoint_seconds=1000")
 
     def of_all() -> None:
-        os.killpg(os.getpgid(0), signal.SIGINT)
+        subprocess.run(["kill", f"-{number.value}", "--", f"-{os.getpgid(0)}"], process_group=0, check=True)
         time.sleep(0.5)
 
     code, log = stopped_in(config, tmp_path / "log.txt", monkeypatch, of_all)
-    assert code == 130, log
+    assert code == 128 + number, log
     made = run(config)
     assert made and went_on(made) == [4]
     same(left(config), whole)
+
+
+def test_a_process_ends_though_its_loading_processes_are_alive():
+    """They are where something holds the iterator of a loader to the end, as with a GPU: multiprocessing ends and awaits them."""
+    program = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from hypotheses.stopping import begin_worker
+loader = DataLoader(
+    TensorDataset(torch.ones(4)), num_workers=2, persistent_workers=True, worker_init_fn=begin_worker,
+    multiprocessing_context="fork",
+)
+torch.held = iter(loader)
+print(sum(len(batch) for batch, in torch.held))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("4\n", 0), done.stderr
 
 
 def test_accumulated_gradients_and_rare_validations_go_on_with_the_same_bits(tmp_path, monkeypatch):

@@ -82,10 +82,19 @@ def end_with_parent() -> None:
 
 def begin_worker(*_: object) -> None:
     """For a process that loads data: the one that trains decides about a request to stop, and its end, even a sudden one, ends this
-    one too."""
+    one too. A SIGTERM counts if that process has sent it, as multiprocessing does at its end to those that are left, and waits."""
     end_with_parent()
-    for number in SIGNALS:
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not tell who has sent a signal: there every SIGTERM counts
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_at_the_word_of, args=(os.getppid(),), daemon=True).start()
+
+
+def end_at_the_word_of(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The selective scan on this CPU: ours against the peers, side by side.
+"""The selective scan on this CPU or GPU: ours against the peers, side by side.
 
     python benchmarks/scan.py                   speed, forward and backward, median ratios of interleaved rounds
     python benchmarks/scan.py --mode forward    forward alone, and its share of the rate at which this machine does exp
@@ -8,11 +8,13 @@
     python benchmarks/scan.py --accuracy        error against a float64 scan, values and gradients
     python benchmarks/scan.py --loops           with the reference recurrences of mamba_ssm and transformers, whose
                                                 backward is quadratic in the length (minutes)
+    python benchmarks/scan.py --device cuda     any of these on the GPU: our Triton kernels in place of the compiled scan
 
 Peers: mambapy's parallel scan (`pip install mambapy`), and the recurrence as a loop over tensors from `unbind`. mamba_ssm's
 own reference indexes its tensors step by step, which makes its backward quadratic in the length: it is restated here in a
 few lines (`indexed_loop`), shown with --loops and no yardstick. The compiled scan needs a compiler (CXX, as everywhere).
-Speed is measured with the allocator settings of a run, for all alike; memory with glibc's own.
+Speed is measured with the allocator settings of a run, for all alike; memory with glibc's own. On a GPU a call ends when the
+GPU has ended its work, and memory is what PyTorch's allocator gave out.
 """
 
 import argparse
@@ -93,31 +95,35 @@ def transformers_loop(x, dt, A, B, C, D):
     return mamba_selective_scan(x, dt, A, B, C, D).transpose(1, 2)
 
 
+PEERS = {"mambapy": mambapy, "unbind loop": unbind_loop, "ours, chunked PyTorch": ours("chunked")}
 WAYS = {
-    "mambapy": mambapy,
-    "unbind loop": unbind_loop,
-    "ours, chunked PyTorch": ours("chunked"),
-    "ours, compiled": ours("cpp"),
+    "cpu": PEERS | {"ours, compiled": ours("cpp")},
+    "cuda": PEERS | {"ours, Triton": ours("triton")},
 }
 LOOPS = {"mamba_ssm's recurrence": indexed_loop, "transformers' loop": transformers_loop}
 
 
 def call(way, tensors: list[Tensor], mode: str):
     """One forward pass, or forward and backward, as a function without arguments."""
-    if mode == "forward":
-        tensors = [v.detach() for v in tensors]
-        return lambda: way(*tensors)
-    tensors = [v.detach().requires_grad_() for v in tensors]
-    weight = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1))
-    return lambda: torch.autograd.grad(way(*tensors), tensors, weight)
+    tensors = [v.detach().requires_grad_(mode != "forward") for v in tensors]
+    weight = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(1)).to(tensors[0].device)
+
+    def run() -> None:
+        y = way(*tensors)
+        if mode != "forward":
+            torch.autograd.grad(y, tensors, weight)
+        if y.is_cuda:
+            torch.cuda.synchronize()
+
+    return run
 
 
-def speed(mode: str, rounds: int, loops: bool, channels_first: bool) -> None:
-    exp_rate = exp_per_second() if mode == "forward" else 0.0
+def speed(device: str, mode: str, rounds: int, loops: bool, channels_first: bool) -> None:
+    exp_rate = exp_per_second() if (mode, device) == ("forward", "cpu") else 0.0
     for shape in SHAPES:
         batch, channels, states, length = shape
-        ways = WAYS | (LOOPS if loops and length < 600 else {})
-        tensors = inputs(shape)
+        ways = WAYS[device] | (LOOPS if loops and length < 600 else {})
+        tensors = [v.to(device) for v in inputs(shape)]
         theirs = [v.mT.contiguous().mT if v.ndim == 3 else v for v in tensors] if channels_first else tensors
         calls = {n: call(way, tensors if n.startswith("ours") else theirs, mode) for n, way in ways.items()}
         seconds = measure(calls, rounds)
@@ -129,7 +135,7 @@ def speed(mode: str, rounds: int, loops: bool, channels_first: bool) -> None:
                 rest = {other: ratios(seconds[other], each) for other in seconds if not other.startswith("ours")}
                 print("".join(f"   {ratio} x {other}" for other, ratio in rest.items()), end="")
             print()
-        if mode == "forward":
+        if exp_rate:
             rate = batch * channels * states * length / statistics.median(seconds["ours, compiled"])
             best = batch * channels * states * length / min(seconds["ours, compiled"])
             print(f"  compiled: {rate / 1e9:.1f} G states/s, {100 * rate / exp_rate:.0f} % of the exp rate", end="")
@@ -146,27 +152,35 @@ def exp_per_second() -> float:
     return best
 
 
-def memory() -> None:
+def memory(device: str) -> None:
     """Each way in a process of its own, after a small warm-up call."""
     print(f"peak extra memory of forward + backward, MB; B, D, N, L = {LONG}")
     peaks = {}
-    for name in WAYS:
-        command = [sys.executable, __file__, "--peak-of", name, "--threads", str(torch.get_num_threads())]
+    for name in WAYS[device]:
+        command = [sys.executable, __file__, "--peak-of", name, "--device", device]
+        command += ["--threads", str(torch.get_num_threads())]
         if name == "unbind loop":
             continue
         peaks[name] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(f"  {name:24s} {peaks[name]:8.0f}   1/{peaks['mambapy'] / peaks[name]:.1f} of mambapy's")
 
 
-def peak_of(name: str) -> float:
+def peak_of(name: str, device: str) -> float:
     """MB above what the process holds before the call, at the worst moment of the call."""
+    warm_up, run = (
+        call(WAYS[device][name], [v.to(device) for v in inputs(shape)], "training") for shape in ((1, 16, 16, 8), LONG)
+    )
+    warm_up()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
 
     def status(key: str) -> int:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) for line in file if line.startswith(key))
 
-    call(WAYS[name], inputs((1, 16, 16, 8)), "training")()
-    run = call(WAYS[name], inputs(LONG), "training")
     gc.collect()
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # start the high-water mark anew
@@ -175,7 +189,7 @@ def peak_of(name: str) -> float:
     return (status("VmHWM") - before) / 1024
 
 
-def accuracy() -> None:
+def accuracy(device: str) -> None:
     """Relative L2 error of y and every gradient; usual steps, and steps so large that exp(-A cumsum dt) would overflow."""
     for shape, large in [
         ((2, 40, 16, 196), False),
@@ -183,10 +197,10 @@ def accuracy() -> None:
         ((3, 33, 1, 64), False),
         ((1, 48, 16, 4096), False),
     ]:
-        tensors = inputs(shape, large)
+        tensors = [v.to(device) for v in inputs(shape, large)]
         true = with_gradients(unbind_loop, [v.double() for v in tensors])
         print(f"B, D, N, L = {shape}, {'large' if large else 'usual'} steps: relative error against float64")
-        for name, way in WAYS.items():
+        for name, way in WAYS[device].items():
             found = with_gradients(way, tensors)
             errors = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, true, strict=True)]
             shown = "  ".join(
@@ -198,12 +212,13 @@ def accuracy() -> None:
 def with_gradients(way, tensors: list[Tensor]) -> list[Tensor]:
     tensors = [v.detach().requires_grad_() for v in tensors]
     y = way(*tensors)
-    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     return [y.detach(), *torch.autograd.grad(y, tensors, weight)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=WAYS, default="cpu")
     parser.add_argument("--mode", choices=["training", "forward"], default="training")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -211,21 +226,23 @@ def main() -> None:
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--loops", action="store_true")
     parser.add_argument("--channels-first", action="store_true")
-    parser.add_argument("--peak-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    if kernels.library("scan") is None:
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU here")
+    if asked.device == "cpu" and kernels.library("scan") is None:
         parser.error("there is no compiled scan to measure: install g++, and leave HYPOTHESES_KERNELS alone")
     if asked.peak_of:
-        print(peak_of(asked.peak_of))
+        print(peak_of(asked.peak_of, asked.device))
         return
     if asked.memory:
-        memory()
+        memory(asked.device)
     elif asked.accuracy:
-        accuracy()
+        accuracy(asked.device)
     else:
         keep_memory()
-        speed(asked.mode, asked.rounds, asked.loops, asked.channels_first)
+        speed(asked.device, asked.mode, asked.rounds, asked.loops, asked.channels_first)
     print(machine("mambapy", *(["transformers"] if asked.loops else [])))
 
 

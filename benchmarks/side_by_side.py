@@ -45,5 +45,7 @@ def machine(*packages: str) -> str:
         name = next((v.strip() for k, v in lines.items() if k.strip() == "model name"), name)
         flags = next((v for k, v in lines.items() if k.strip() == "flags"), "").split()
         name += "".join(f", {f}" for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags)
+    if torch.cuda.is_available():
+        name += f"; {torch.cuda.get_device_name()}"
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("torch", *packages))
     return f"{name}; {torch.get_num_threads()} threads; load {os.getloadavg()[0]:.1f}; {versions}"

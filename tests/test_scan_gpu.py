@@ -114,7 +114,8 @@ def test_softplus_of_anything(value):
     tensors[6] = torch.full((1, 2), value)
     exact = results(selective_scan_reference, tensors, dtype=torch.float64)
     for ours, true in zip(results(scan_gpu.triton_scan, tensors, device=DEVICE), exact, strict=True):
-        torch.testing.assert_close(ours.double(), true, rtol=1e-5, atol=1e-37)  # 1e-37: what float32 can hold
+        # what float32 can hold; a GPU's exp2 gives zero for what is below 2^-126, times states and steps of up to 1e4
+        torch.testing.assert_close(ours.double(), true, rtol=1e-5, atol=1e-37 if DEVICE == "cpu" else 1e-32)
 
 
 @kernels_run
@@ -122,8 +123,14 @@ def test_the_same_input_gives_the_same_bits():
     tensors = inputs(SHAPES[1], biased=True, ordered=True)
     once, again = (results(scan_gpu.triton_scan, tensors, device=DEVICE) for _ in range(2))
     assert all(map(torch.equal, once, again))
+    trained = once[0]
     with torch.no_grad():
-        assert torch.equal(once[0], scan_gpu.triton_scan(*(None if v is None else v.to(DEVICE) for v in tensors)).cpu())
+        once, again = (
+            scan_gpu.triton_scan(*(None if v is None else v.to(DEVICE) for v in tensors)).cpu() for _ in range(2)
+        )
+    assert torch.equal(once, again)
+    # a compiler may round another kernel otherwise, and the one that keeps no states is another
+    torch.testing.assert_close(once, trained, rtol=0, atol=0 if DEVICE == "cpu" else TOLERANCE * trained.abs().max())
 
 
 @pytest.mark.slow

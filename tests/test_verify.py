@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -130,6 +131,21 @@ def test_a_table_that_was_edited_is_named(copy):
     assert look(copy).problems == [f"{file} is not what the records give: {again}"]
     file.unlink()
     assert look(copy).problems == [f"{file} is not there: {again}"]
+
+
+def test_figures_may_differ_in_the_last_decimal_of_a_coordinate(copy):
+    """Other processors round otherwise; matplotlib writes six decimals, and of zeros none."""
+    file = sorted((copy / "results" / "report" / "figures").glob("*.svg"))[0]
+    drawn = file.read_text()
+    coordinate = next(c for c in re.findall(r'\b[xy]="(\d+\.\d+)"', drawn) if len(c.split(".")[1]) == 6)
+
+    def moved(by: float) -> None:
+        file.write_text(drawn.replace(coordinate, f"{float(coordinate) + by:.6f}".rstrip("0")))
+
+    moved(1e-6)
+    assert file.read_text() != drawn and not look(copy).problems
+    moved(1e-2)
+    assert len(look(copy).problems) == 1 and f"{file} is not what the records give" in look(copy).problems[0]
 
 
 def test_the_page_need_not_be_kept_beside_its_markdown(copy):

@@ -417,8 +417,9 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("task", "number"),
     [
-        ("imagenet", signal.SIGINT),
-        *(pytest.param(t, signal.SIGTERM, marks=pytest.mark.slow) for t in ("imagenet", "coco", "ade20k")),
+        pytest.param(t, n, marks=[pytest.mark.slow] * ((t, n) != ("imagenet", signal.SIGINT)))
+        for t in RUNS
+        for n in (signal.SIGINT, signal.SIGTERM)
     ],
 )
 def test_a_request_to_stop_spares_the_processes_that_load_data(task, number, tmp_path, uninterrupted, monkeypatch):

@@ -36,7 +36,7 @@ SHAPES = [(1, 768, 16, 4096), (8, 384, 16, 196), (64, 96, 16, 64), (64, 96, 1, 6
 LONG = SHAPES[0]
 
 
-def inputs(shape: tuple[int, int, int, int], large: bool = False) -> list[Tensor]:
+def inputs(shape: tuple[int, int, int, int], device: str, large: bool = False) -> list[Tensor]:
     """x, dt, A, B, C, D as (B, L, D), (B, L, D), (D, N), (B, L, N), (B, L, N), (D,): one direction, token-major."""
     batch, channels, states, length = shape
     g = torch.Generator().manual_seed(0)
@@ -44,7 +44,7 @@ def inputs(shape: tuple[int, int, int, int], large: bool = False) -> list[Tensor
     A = -torch.arange(1, states + 1.0).repeat(channels, 1)
     A *= 1 + 0.1 * torch.randn(channels, states, generator=g).abs()
     x, B, C = (torch.randn(batch, length, n, generator=g) for n in (channels, states, states))
-    return [x, dt, A, B, C, torch.ones(channels)]
+    return [v.to(device) for v in (x, dt, A, B, C, torch.ones(channels))]
 
 
 # ---- the alternatives, all of (x, dt, A, B, C, D) as `inputs` gives them -----------------------------------------------
@@ -123,7 +123,7 @@ def speed(device: str, mode: str, rounds: int, loops: bool, channels_first: bool
     for shape in SHAPES:
         batch, channels, states, length = shape
         ways = WAYS[device] | (LOOPS if loops and length < 600 else {})
-        tensors = [v.to(device) for v in inputs(shape)]
+        tensors = inputs(shape, device)
         theirs = [v.mT.contiguous().mT if v.ndim == 3 else v for v in tensors] if channels_first else tensors
         calls = {n: call(way, tensors if n.startswith("ours") else theirs, mode) for n, way in ways.items()}
         seconds = measure(calls, rounds)
@@ -167,10 +167,8 @@ def memory(device: str) -> None:
 
 def peak_of(name: str, device: str) -> float:
     """MB above what the process holds before the call, at the worst moment of the call."""
-    warm_up, run = (
-        call(WAYS[device][name], [v.to(device) for v in inputs(shape)], "training") for shape in ((1, 16, 16, 8), LONG)
-    )
-    warm_up()
+    call(WAYS[device][name], inputs((1, 16, 16, 8), device), "training")()
+    run = call(WAYS[device][name], inputs(LONG, device), "training")
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -197,7 +195,7 @@ def accuracy(device: str) -> None:
         ((3, 33, 1, 64), False),
         ((1, 48, 16, 4096), False),
     ]:
-        tensors = [v.to(device) for v in inputs(shape, large)]
+        tensors = inputs(shape, device, large)
         true = with_gradients(unbind_loop, [v.double() for v in tensors])
         print(f"B, D, N, L = {shape}, {'large' if large else 'usual'} steps: relative error against float64")
         for name, way in WAYS[device].items():

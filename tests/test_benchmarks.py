@@ -1,5 +1,6 @@
 """The benchmarks run; what they measure is no matter of a test."""
 
+import csv
 import importlib.util
 import re
 import subprocess
@@ -53,6 +54,16 @@ def test_the_trainers_overhead_is_measured(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Lightning / plain loop = ") == 2 and "1 rounds of 93 steps" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_estimate_is_measured(tmp_path):
+    asked = "scale=paper,backbone=mambaout_atto,recipe.batch_size=8"
+    shown = run("benchmarks/estimate.py", "--steps", "3", "--csv", str(tmp_path / "steps.csv"), asked)
+    assert "8 images: " in shown and "x estimated" in shown
+    with open(tmp_path / "steps.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["run"] == asked and float(row["seconds"]) > 0 and float(row["memory_gib"]) > 0
 
 
 @pytest.mark.slow

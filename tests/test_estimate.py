@@ -1,8 +1,9 @@
-"""What a run would take on a GPU that is not here: the published rows, and what was measured on a CPU."""
+"""What a run would take on a GPU that is not here: the published rows, and what was measured on a CPU and on a GPU."""
 
 import csv
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -86,7 +87,8 @@ def test_memory_is_what_a_step_on_this_machine_takes(name):
     code = f"import test_estimate; print(test_estimate.most_held({name!r}, 4))"
     environment = os.environ | {"HYPOTHESES_KERNELS": "off", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    params, _, _, activations = estimate.network(compose(["scale=paper", f"backbone={name}"]))
+    config = compose(["scale=paper", f"backbone={name}", "recipe.precision=32-true"])
+    params, _, _, activations = estimate.network(config)
     assert 0.67 < (16 * params + 4 * activations) / int(done.stdout.split()[-1]) < 1.5
 
 
@@ -98,10 +100,24 @@ def test_the_plan_of_the_paper_scale_says_what_it_would_take_and_what_that_assum
     found = {(one.task, one.arm): one for one in made.elsewhere}
     assert found["ade20k", "mambaout_tiny"].runs == 5 and ("recall", "mambaout_tiny_ssm") in found
     shown = plan.table(made)
-    assert "A100 hours a run" in shown and "no run on a GPU was measured here" in shown
+    assert "A100 hours a run" in shown and re.search(r"Steps of\s+7 runs on an NVIDIA H100", shown)
     hours = sum(one.runs * one.estimate.hours["H100"] for one in made.elsewhere)
     assert f"{hours:,.0f} H100 hours" in shown
     assert len(plan.as_json(made)) > 1000
+
+
+def test_steps_on_a_gpu_took_about_what_is_estimated():
+    times, memories, gpu = estimate.off()
+    assert len(times) == len(memories) >= 7 and "H100" in gpu
+    assert times[0] > 1 / 2.3 and times[-1] < 2.3
+    assert memories[0] > 0.75 and memories[-1] < 1.33
+
+
+@pytest.mark.parametrize("row", list(csv.DictReader(open(estimate.STEPS, newline=""))), ids=lambda row: row["run"])  # noqa: SIM115
+def test_the_estimates_beside_measured_steps_are_those_of_today(row):
+    found = of(*row["run"].split(","), f"recipe.batch_size={row['images']}")
+    assert found.step["H100"] == pytest.approx(float(row["estimated_seconds"]), rel=0.01)
+    assert found.memory / estimate.GIB == pytest.approx(float(row["estimated_memory_gib"]), rel=0.01)
 
 
 def test_what_does_not_fit_is_said_with_the_way_out(paths):

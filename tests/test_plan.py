@@ -8,10 +8,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 from hypotheses import attempts, checkpoint, claims, data, experiment, plan, record, selection, standing, status, sweep
 from hypotheses.config import ROOT, compose
 from hypotheses.errors import UserError
+from hypotheses.progress import Enough, Progress
 from hypotheses.run import device_name
 
 ARMS = ["mambaout_atto", "mambaout_atto_ssm", "mambaout_atto_identity"]
@@ -186,6 +188,18 @@ def test_a_slow_run_is_told_from_a_dead_one(asked, states):
     attempts.add(file, begun=attempts.now())
     found = {r["run"]: r["state"] for r in (status.row(asked, standing.of(config)) for config in asked.configs())}
     assert found[record.address(states[ARMS[1], 0])] == "dead"
+
+
+def test_a_measured_step_ends_when_a_gpu_has_done_it(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(time.monotonic()))
+    measured = Progress(tmp_path, "run", steps=3, only=2)
+    measured.advance()
+    with pytest.raises(Enough) as enough:
+        measured.advance()
+    assert len(waited) == 2
+    assert all(done <= end for done, end in zip(waited, enough.value.ends, strict=True))
 
 
 @pytest.mark.parametrize("ask", [plan.make, sweep.sweep])

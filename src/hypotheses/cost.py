@@ -177,8 +177,9 @@ def macs(model: nn.Module, image: Tensor) -> Macs:
     return Macs(counter.get_total_flops() // 2 + norms + scan, mixing, scan)
 
 
-def activation_bytes(model: nn.Module, image: Tensor) -> int:
-    """Bytes that autograd keeps of a forward pass of the image, (1, 3, H, W), on whatever device both are.
+def activation_bytes(model: nn.Module, image: Tensor, share: float = 1.0) -> int:
+    """Bytes that autograd keeps of a forward pass of the image, (1, 3, H, W), on whatever device both are; of what mixed precision
+    keeps in fewer bytes, which is all but SSMs, that `share`.
 
     On the meta device nothing runs, so two things are put as they are elsewhere: attention takes the fused kernel, and
     a scan that is outside of autograd there is given its inputs dt, B and C (x is kept by the projections already).
@@ -186,6 +187,8 @@ def activation_bytes(model: nn.Module, image: Tensor) -> int:
     import torch
     from torch.nn import functional as F
     from torch.overrides import TorchFunctionMode
+
+    from hypotheses.backbones.ssm import SSM
 
     class FusedAttention(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -196,17 +199,24 @@ def activation_bytes(model: nn.Module, image: Tensor) -> int:
             return func(*args, **kwargs)
 
     own = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept = {}  # storages by address; held, so that no address is used twice
+    kept = {}  # storages by address, with what of them counts; held, so that no address is used twice
+    inside = []  # of the SSMs that are at work
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage
+            kept.setdefault(storage._cdata, (storage, 1.0 if inside else share))
         return tensor
 
+    hooks = []
+    for ssm in (module for module in model.modules() if isinstance(module, SSM)):
+        hooks.append(ssm.register_forward_pre_hook(lambda *_: inside.append(True)))
+        hooks.append(ssm.register_forward_hook(lambda *_: inside.clear()))
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), FusedAttention():
         model.train()(image)
-    return sum(storage.nbytes() for storage in kept.values())
+    for hook in hooks:
+        hook.remove()
+    return round(sum(storage.nbytes() * part for storage, part in kept.values()))
 
 
 def measure(backbone: dict[str, Any], num_classes: int | None, height: int, width: int) -> Cost:

@@ -72,6 +72,7 @@ class Progress:
         self.step += 1
         self.bar.update()
         if self.only:
+            wait_for_gpu()
             self.ends.append(time.monotonic())
             if len(self.ends) == self.only:
                 raise Enough(self.ends)
@@ -101,3 +102,11 @@ class Progress:
     def close(self) -> None:
         self.bar.close()
         self.rows.close()
+
+
+def wait_for_gpu() -> None:
+    """For what was asked of it so far: a GPU is given its work long before it has done it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -22,9 +22,11 @@ B batch; L tokens; K directions; E channels; N states per channel.
     ->       (B, L, E)
 """
 
+import contextlib
 import ctypes
 import math
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -242,11 +244,23 @@ def chunked(x, dt, A, B, C, D, dt_bias, orders, memory):
 class MetaScan(torch.autograd.Function):
     """No scan, but its shape, and what it keeps for the backward pass: for counting costs on the meta device."""
 
+    chunk = CPP_CHUNK  # tokens between two states that are kept: as on a CPU, but inside of `kept_every`
+
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, dt_bias, orders, memory):
-        boundaries = x.new_empty(x.shape[0], -(-x.shape[1] // CPP_CHUNK), *A.shape)
+        boundaries = x.new_empty(x.shape[0], -(-x.shape[1] // MetaScan.chunk), *A.shape)
         ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, orders, boundaries)
         return torch.empty_like(x)
+
+
+@contextlib.contextmanager
+def kept_every(chunk: int) -> Iterator[None]:
+    """Inside, MetaScan keeps a state every so many tokens, as the scan of another device does."""
+    before, MetaScan.chunk = MetaScan.chunk, chunk
+    try:
+        yield
+    finally:
+        MetaScan.chunk = before
 
 
 class Arguments(ctypes.Structure):

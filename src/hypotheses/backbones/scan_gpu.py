@@ -7,7 +7,7 @@ the states inside a chunk again from them, in registers. What several programs a
 sums the slots: there are no atomics, and the same input gives the same bits.
 
 Checked without a GPU: values, gradients and bits, in Triton's interpreter; and that Triton and ptxas compile the kernels for
-NVIDIA GPUs of 7.5 to 10.0. Checked on one H100, with Triton 3.6 and blocks of 32 channels: values and gradients, and that a call
+NVIDIA GPUs of 7.5 to 10.0. Checked on one H100, with Triton 3.6: values and gradients, and that a call
 repeats its bits. A value with and without gradients is by two kernels, which may differ in the last bit.
 Remaining risk: other GPUs, and mamba_ssm's kernels, have not run. Where there are few images, most of a GPU waits: one image of 768
 channels is 48 programs, and the tokens of each are one after the other.

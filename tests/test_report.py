@@ -146,6 +146,13 @@ def test_without_records_it_says_what_is_missing(tmp_path, hypothesis):
     assert page(tmp_path).count("No run yet.") == 4
 
 
+def test_a_positive_control_alone_is_no_verdict_and_is_not_nothing(tmp_path, memory, hypothesis):
+    for r in memory["recall"].values():
+        record.write(tmp_path / "records" / (r["address"] + ".json"), r)
+    shown = report.write(hypothesis, tmp_path)
+    assert "demo scale: POSITIVE CONTROL ALONE IS RUN: make sweep HYP=1" in shown and "NOT RUN YET" not in shown
+
+
 def test_smoke_records_never_reach_a_verdict(results, hypothesis):
     file = results / "records/demo/imagenet/mambaout_atto/seed_0.json"
     changed = json.loads(file.read_text())

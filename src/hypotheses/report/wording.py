@@ -76,7 +76,9 @@ def has_runs(s: Section) -> bool:
 
 def label(s: Section) -> str:
     """The outcome, or that there is none yet."""
-    return s.verdict.outcome if has_runs(s) else "not run yet"
+    if has_runs(s):
+        return s.verdict.outcome
+    return "positive control alone is run" if any(s.runs.values()) else "not run yet"
 
 
 def remarks(s: Section) -> list[str]:

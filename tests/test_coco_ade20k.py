@@ -406,6 +406,16 @@ def test_what_does_not_fit_is_an_error_that_names_it(task, overrides, message, p
     assert "\n" not in str(error.value)
 
 
+def test_one_image_at_a_time_is_refused_where_a_norm_of_batches_would_learn_from_it_alone(paths, tmp_path):
+    alone = "hardware.max_batch_per_device=1"
+    with pytest.raises(
+        UserError, match=r"nothing to learn from: have at least 2, by recipe\.batch_size and hardware\.max_"
+    ):
+        run(smoke("ade20k", paths, alone))
+    job(smoke("ade20k", paths, alone, "+recipe.model.decode_head.norm_cfg={type: GN, num_groups: 8}"), tmp_path)
+    job(smoke("coco", paths, alone), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -9,12 +9,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hypotheses import metrics
 from hypotheses.config import SWITCHES, Config
 from hypotheses.data.scenes import SEGMENTS
+from hypotheses.errors import UserError
 from hypotheses.tasks import Run, dense, openmmlab
+from hypotheses.tasks.common import divide, world_size
 from hypotheses.tasks.dense import Job, curve, pictures, predictions, train, validate_some
 
 __all__ = ["build", "curve", "evaluate", "fit", "model", "network", "pictures", "predictions", "train", "validate_some"]
@@ -31,7 +34,27 @@ def build(run: Run) -> Job:
         METAINFO: ClassVar = {"classes": SEGMENTS, "palette": [dense.color(k) for k in range(len(SEGMENTS))]}
 
     datasets = (ADE20KDataset, Scenes)
-    return dense.build(run, dense.Setup("mmseg", config(run), datasets, IoUMetric, keep, draw, None))
+    job = dense.build(run, dense.Setup("mmseg", config(run), datasets, IoUMetric, keep, draw, None))
+    check_batch(run.config, dense.unwrapped(job.runner.model))
+    return job
+
+
+def check_batch(config: Config, model: nn.Module) -> None:
+    """Raise where a norm of batches would have one image, pooled to one pixel, to learn from: it has no variance."""
+    images = divide(config["recipe"]["batch_size"], world_size(), config["hardware"]["max_batch_per_device"]).images
+    pooled = [m for m in model.modules() if isinstance(m, nn.Sequential) and isinstance(m[0], nn.AdaptiveAvgPool2d)]
+    alone = [
+        norm
+        for branch in pooled
+        if branch[0].output_size in (1, (1, 1))
+        for norm in branch.modules()
+        if isinstance(norm, _BatchNorm) and not (isinstance(norm, nn.SyncBatchNorm) and world_size() > 1)
+    ]
+    if config["mode"]["name"] == "train" and images == 1 and alone:
+        raise UserError(
+            "one image at a time gives UPerNet's BatchNorm after pooling to one pixel nothing to learn from: have at least 2, by "
+            "recipe.batch_size and hardware.max_batch_per_device; recipe.gradient_checkpointing=true saves memory instead"
+        )
 
 
 def model(run_config: Config, **arguments: Any) -> Any:

@@ -111,7 +111,7 @@ reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/
 	cp -r results/registered results/provenance results/.reference/
 	find results/.reference -name '*.jpg' ! -name 'seed_0.jpg' -delete
 	find results/.reference -name '*+*' ! -name '*+d*_p*px' -prune -exec rm -rf {} + # variants with a tag, but for the doses of hypothesis 4
-	for kept in results results/reference; do if test -d $$kept/measured; then cp -r $$kept/measured results/.reference/; break; fi; done
+	mkdir -p results/.reference/measured && for kept in results/reference results; do if test -d $$kept/measured; then cp -r $$kept/measured/. results/.reference/measured/; fi; done
 	rm -rf results/reference && mv results/.reference results/reference
 	$(PY) -m hypotheses.report paths.results=results/reference
 

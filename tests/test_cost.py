@@ -236,6 +236,7 @@ def test_help_shows_examples_that_compose_and_imports_no_torch():
         assert cost.compose(words)["backbone"]["family"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error():
     """As in `... | head -1`: the table is longer than what a pipe holds back."""
     command = f"{sys.executable} -m hypotheses.cost backbone=mambaout_atto --arms --json | head -1"

@@ -88,6 +88,7 @@ def test_other_settings_make_another_set(tmp_path):
     assert digits.version(1, 1) != digits.version(2, 1)
 
 
+@pytest.mark.slow
 def test_two_processes_can_ask_at_once_and_one_can_be_killed(tmp_path):
     code = f"from hypotheses.data import digits; from pathlib import Path; print(digits.prepare(Path({str(tmp_path / 'a')!r}), 0, 1, 1))"
 

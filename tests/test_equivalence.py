@@ -27,6 +27,7 @@ ALONE = {
 # of AdamW's steps only those far below eps are in proportion to the gradient: others blow up the rounding of small gradients
 SMOKE = ["hardware.threads=1", "recipe.optimizer={lr: 1.0, eps: 1.0, weight_decay: 0.0}"]
 CPU = ["hardware=cpu"]
+DENSE = [pytest.param(task, marks=pytest.mark.slow) for task in ("ade20k", "coco")]
 TWO = ["hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2"]
 
 
@@ -57,7 +58,7 @@ def initial(paths, tmp_path, task, backbone="mambaout_atto"):
     return torch.cat([v.flatten().double() for v in model.state_dict().values() if v.is_floating_point()])
 
 
-@pytest.mark.parametrize("task", ALONE)
+@pytest.mark.parametrize("task", ["imagenet", *DENSE])
 def test_in_passes_as_at_once(task, paths, tmp_path):
     whole, one = trained(paths, tmp_path, task, "whole")
     parts, two = trained(paths, tmp_path, task, "parts", "hardware.max_batch_per_device=2")
@@ -87,7 +88,7 @@ def test_by_two_processes_as_by_one(task, most, paths, tmp_path, command):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-3 if task == "imagenet" else 0.3)
 
 
-@pytest.mark.parametrize(("task", "backbone"), [("imagenet", "mambaout_atto_ssm"), ("imagenet", "vit_atto"), ("ade20k", "mambaout_atto"), ("coco", "mambaout_atto")])  # fmt: skip
+@pytest.mark.parametrize(("task", "backbone"), [("imagenet", "mambaout_atto_ssm"), ("imagenet", "vit_atto"), ("ade20k", "mambaout_atto"), pytest.param("coco", "mambaout_atto", marks=pytest.mark.slow)])  # fmt: skip
 def test_gradient_checkpointing_changes_no_bit(task, backbone, paths, tmp_path):
     asked = [f"backbone={backbone}", "recipe.drop_path=0.3"]
     plain, one = trained(paths, tmp_path, task, "plain", *asked)
@@ -105,7 +106,7 @@ def test_gradient_checkpointing_keeps_less(backbone):
     assert activation_bytes(less, image) < 0.3 * activation_bytes(plain, image)
 
 
-@pytest.mark.parametrize("task", ["imagenet", "ade20k"])
+@pytest.mark.parametrize("task", ["imagenet", DENSE[0]])
 def test_channels_last_changes_rounding_alone(task, paths, tmp_path):
     _, one = trained(paths, tmp_path, task, "plain")
     result, two = trained(paths, tmp_path, task, "last", "recipe.channels_last=true")
@@ -123,7 +124,7 @@ def test_a_compiled_backbone_trains_as_a_plain_one(task, backbone, paths, tmp_pa
     assert result["config"]["recipe"]["compile"] is True
 
 
-@pytest.mark.parametrize("task", ALONE)
+@pytest.mark.parametrize("task", ["imagenet", *DENSE])
 def test_mixed_bfloat16_on_a_cpu(task, paths, tmp_path):
     _, one = trained(paths, tmp_path, task, "plain")
     result, two = trained(paths, tmp_path, task, "mixed", "recipe.precision=bf16-mixed")

@@ -53,6 +53,7 @@ def project(tmp_path, request) -> Project:
     return Project(tmp_path, request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("project", ["backbone"], indirect=True)
 def test_a_new_backbone_trains_on_classification(project):
     project.type("hypotheses.run", "task=imagenet", "backbone=poolformer_atto", *SMOKE)

@@ -526,6 +526,7 @@ def test_results_that_become_read_only_on_the_way_lose_no_record(small, tmpfs, t
     assert small(seeds=2)[0] == 0 and len(records(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_a_record_that_is_cut_short_is_named_and_nothing_is_run(small, tmp_path):
     assert small()[0] == 0
     file = tmp_path / "results" / "records" / f"{address()}.json"

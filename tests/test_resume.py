@@ -156,7 +156,7 @@ def killed_at_random(task: str, kills: int, folder: Path, uninterrupted: Any, *m
     return resumed
 
 
-@pytest.mark.parametrize("task", ["imagenet", "ade20k"])
+@pytest.mark.parametrize("task", ["imagenet", pytest.param("ade20k", marks=pytest.mark.slow)])
 def test_a_run_killed_three_times_ends_with_the_same_bits(task, tmp_path, uninterrupted):
     killed_at_random(task, 3, tmp_path, uninterrupted, "hardware.workers=0")
 
@@ -196,7 +196,7 @@ def test_two_processes_of_which_one_is_killed_go_on_with_the_same_bits(task, fau
     assert went_on(record.read(record.path(config))) == [3 if fault == "SIGKILL" else 4]
 
 
-@pytest.mark.parametrize("task", ["imagenet", "ade20k", pytest.param("coco", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("task", ["imagenet", *(pytest.param(t, marks=pytest.mark.slow) for t in ("ade20k", "coco"))])
 def test_workers_change_no_bit(task, uninterrupted):
     """Neither the order, nor the augmentation, nor what is drawn in training depends on who loads the images."""
     same(uninterrupted(task, "hardware.workers=0")[0], uninterrupted(task, "hardware.workers=2")[0])

@@ -138,6 +138,7 @@ def test_slots_are_cores_or_the_gpus_that_are_visible(hypothesis, monkeypatch):
     assert slots(None, "hardware=ddp") == [({}, [])]
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_one_line_that_is_redrawn(paths, tmp_path):
     """In a pseudo-terminal: share, loss and accuracy of what is running."""
     code = (

@@ -231,6 +231,7 @@ def test_a_wandb_that_fails_neither_stops_nor_changes_a_run(how, plainly, paths,
     assert sum("make publish tells it all" in line for line in said) == 1
 
 
+@pytest.mark.slow
 def test_a_stop_while_w_and_b_is_slow_leaves_a_recorded_run_done(paths, tmp_path):
     """The run imports no wandb, even where timm would and where that would never end, and has its signals as they were."""
     code = (

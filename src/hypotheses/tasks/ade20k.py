@@ -35,22 +35,22 @@ def build(run: Run) -> Job:
 
     datasets = (ADE20KDataset, Scenes)
     job = dense.build(run, dense.Setup("mmseg", config(run), datasets, IoUMetric, keep, draw, None))
-    check_batch(run.config, dense.unwrapped(job.runner.model))
+    if run.config["mode"]["name"] == "train":
+        check_batch(run.config, dense.unwrapped(job.runner.model))
     return job
 
 
 def check_batch(config: Config, model: nn.Module) -> None:
     """Raise where a norm of batches would have one image, pooled to one pixel, to learn from: it has no variance."""
     images = divide(config["recipe"]["batch_size"], world_size(), config["hardware"]["max_batch_per_device"]).images
-    pooled = [m for m in model.modules() if isinstance(m, nn.Sequential) and isinstance(m[0], nn.AdaptiveAvgPool2d)]
     alone = [
         norm
-        for branch in pooled
-        if branch[0].output_size in (1, (1, 1))
+        for branch in model.modules()
+        if isinstance(branch, nn.Sequential) and getattr(next(iter(branch), None), "output_size", None) in (1, (1, 1))
         for norm in branch.modules()
         if isinstance(norm, _BatchNorm) and not (isinstance(norm, nn.SyncBatchNorm) and world_size() > 1)
     ]
-    if config["mode"]["name"] == "train" and images == 1 and alone:
+    if images == 1 and alone:
         raise UserError(
             "one image at a time gives UPerNet's BatchNorm after pooling to one pixel nothing to learn from: have at least 2, by "
             "recipe.batch_size and hardware.max_batch_per_device; recipe.gradient_checkpointing=true saves memory instead"

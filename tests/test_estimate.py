@@ -95,6 +95,7 @@ def test_memory_is_what_a_step_on_this_machine_takes(name):
     assert 0.67 < (16 * params + 4 * activations) / int(done.stdout.split()[-1]) < 1.5
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_paper_scale_says_what_it_would_take_and_what_that_assumes(paths):
     asked = selection.read(
         selection.parser("plan", "").parse_intermixed_args(["2", "--scale", "paper", "--task", "ade20k", *paths])

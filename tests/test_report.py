@@ -51,6 +51,7 @@ def test_twice_the_same_bytes(results, hypothesis):
     assert files(results) == before
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(results, hypothesis, command):
     report.write(hypothesis, results)
     before = files(results)

@@ -104,6 +104,7 @@ def test_every_layout_holds_the_same_images(layouts, tmp_path):
             assert str(layouts[name]) in found.name(3)
 
 
+@pytest.mark.slow
 def test_the_layout_changes_no_bit_of_a_training(layouts, paths, tmp_path):
     """With workers, which open the shards and tables for themselves."""
     weights, prints = [], set()

@@ -35,7 +35,6 @@ from hypotheses.run import peak_memory
 
 TASKS = ("imagenet", "coco", "ade20k")
 RUNS = [f"scale=paper,task={task},backbone=mambaout_tiny{arm}" for task in TASKS for arm in ("", "_ssm")]
-GIB = 2**30
 
 
 def jpegs(width: int, height: int, number: int = 8) -> list[bytes]:
@@ -130,8 +129,8 @@ def one(words: list[str], steps: int) -> dict[str, Any]:
             "seconds_least": round(min(each), 3),
             "seconds_most": round(max(each), 3),
             "estimated_seconds": round(expected.step[known], 3),
-            "memory_gib": round(peak_memory(config) / GIB, 1),
-            "estimated_memory_gib": round(expected.memory / GIB, 1),
+            "memory_gib": round(peak_memory(config) / estimate.GIB, 1),
+            "estimated_memory_gib": round(expected.memory / estimate.GIB, 1),
             "torch": torch.__version__.split("+")[0],
         }
 

@@ -231,7 +231,7 @@ def measure_here(config: Config) -> dict[str, Any]:
     import tempfile
 
     from hypotheses import allocator, tasks
-    from hypotheses.progress import Enough
+    from hypotheses.progress import Enough, wait_for_gpu
     from hypotheses.run import check_devices, peak_memory
 
     begun = time.monotonic()
@@ -259,6 +259,7 @@ def measure_here(config: Config) -> dict[str, Any]:
         step = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else built / max(1, steps)
         before = time.monotonic()
         seen = task.validate_some(job, BATCHES)
+        wait_for_gpu()
         image = (time.monotonic() - before) / max(1, seen)
         total = count_validation(job)
     length = recipe.get("steps") or recipe["epochs"]

@@ -1,6 +1,6 @@
 """A run's progress: a bar on the terminal, its metrics as rows of a file, and a heartbeat that a sweep can read.
 
-Knows no library: the Lightning callback calls it, and any other runner can.
+Knows no runner: the Lightning callback calls it, and any other can.
 """
 
 import contextlib

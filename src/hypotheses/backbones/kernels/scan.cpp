@@ -178,9 +178,8 @@ void backward(const Block &block, const float *A, const float *state, float *car
       h[j] = fma(decay, before, uB);
     }
   }
-  for (int j = 0; j < G; j++) store(states + (steps * G + j) * W, h[j]);
-  vec dh[G], sum_A[G];
-  for (int j = 0; j < G; j++) dh[j] = load(carry + (n0 + j) * W), sum_A[j] = vec{};
+  vec dh[G], sum_A[G], a[G];
+  for (int j = 0; j < G; j++) dh[j] = load(carry + (n0 + j) * W), sum_A[j] = vec{}, a[j] = load(A + (n0 + j) * W);
   for (int s = steps - 1; s >= 0; s--) {
     vec d = load(ds + s * W), u = load(us + s * W), gs = load(g + s * W);
     vec sum_u = load(du + s * W), sum_z = load(dz + s * W);
@@ -190,7 +189,8 @@ void backward(const Block &block, const float *A, const float *state, float *car
     for (int j = 0; j < G; j++) {
       const float *here = states + (s * G + j) * W;
       vec decay = load(decays + (s * G + j) * W), before = load(here);
-      vec after = MEMORY ? load(here + G * W) : decay * before + u * splat(B[j]);
+      vec after = MEMORY ? h[j] : decay * before + u * splat(B[j]);
+      h[j] = before;
       dh[j] = (MEMORY ? dh[j] : vec{}) + gs * splat(C[j]);
       store(dCs + j * W, load(dCs + j * W) + gs * after);
       vec back = dh[j] * decay;                      // gradient of the state before
@@ -198,7 +198,7 @@ void backward(const Block &block, const float *A, const float *state, float *car
       store(dBs + j * W, load(dBs + j * W) + u * direct);
       sum_u += direct * splat(B[j]);
       vec w = back * before;                         // gradient of dt A
-      sum_z += w * load(A + (n0 + j) * W);
+      sum_z += w * a[j];
       sum_A[j] += w * d;
       dh[j] = back;
     }
@@ -238,15 +238,15 @@ void backward_all(const Block &block, Rest... rest) {
   }
 }
 
-// f(memory, bounded), both as types; with AVX-512 all is bounded
+// f(memory, bounded), both as types
 template <class F>
 void choose(bool memory, bool bounded, F f) {
   typedef std::true_type yes;
-  typedef std::bool_constant<HAS_AVX512> otherwise;
+  typedef std::false_type no;
   if (memory && bounded) f(yes(), yes());
-  else if (memory) f(yes(), otherwise());
-  else if (bounded) f(std::false_type(), yes());
-  else f(std::false_type(), otherwise());
+  else if (memory) f(yes(), no());
+  else if (bounded) f(no(), yes());
+  else f(no(), no());
 }
 
 }  // namespace
@@ -317,10 +317,10 @@ extern "C" void scan_backward(const Scan *scan, const float *gy, const float *bo
 #pragma omp parallel num_threads(threads)
   {
     constexpr int64_t TW = CHUNK * W;
-    Buffer work(2 * NW * CHUNK + blocks * NW + 7 * TW + (2 * TW + W) * BACKWARD_GROUP + 2 * CHUNK * p.N);
+    Buffer work(2 * NW * CHUNK + blocks * NW + 7 * TW + 2 * TW * BACKWARD_GROUP + 2 * CHUNK * p.N);
     float *dB_lanes = work.data, *dC_lanes = dB_lanes + CHUNK * NW, *carry = dC_lanes + CHUNK * NW;
     float *d = carry + blocks * NW, *x = d + TW, *u = x + TW, *sigma = u + TW, *g = sigma + TW, *du = g + TW, *dz = du + TW;
-    float *decays = dz + TW, *states = decays + BACKWARD_GROUP * TW, *Bs = states + BACKWARD_GROUP * (TW + W), *Cs = Bs + CHUNK * p.N;
+    float *decays = dz + TW, *states = decays + BACKWARD_GROUP * TW, *Bs = states + BACKWARD_GROUP * TW, *Cs = Bs + CHUNK * p.N;
 #pragma omp for collapse(2) schedule(static)
     for (int64_t group = 0; group < groups; group++)
       for (int64_t part = 0; part < parts; part++) {

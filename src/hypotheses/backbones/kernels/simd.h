@@ -106,46 +106,53 @@ INLINE float sum(vec v) {
 // 2^z, with a relative error of at most 1.3e-7, in two forms. exp2(z) takes any z; NaN stays NaN, and where there is no AVX-512
 // it is never less than 2^-BOUND nor more than 2^BOUND. exp2_bounded(OCTAVE * z) takes |z| <= BOUND and NaN only.
 constexpr float BOUND = 126.f;
-#if defined(__AVX2__) && !HAS_AVX512
-// Whole eighths of z: a power of two times one of eight roots of two, which fit into a vector. The rest is so small that four
-// terms of the series will do: 2^(f/8) - 1 to 1e-7 of itself, not of 1, since a state forgets by that difference.
-constexpr float OCTAVE = 8.f;
-INLINE vec exp2_bounded(vec z) {
-  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold
-  vec shifted = z + magic, f = z - (shifted - magic);
-  vec p = f * (splat(8.66433976e-2f) + f * (splat(3.75353919e-3f) + f * (splat(1.08406462e-4f) + f * splat(2.34818e-6f))));
-  // the bits of 2^(i/8), less those that the lowest three bits of the whole number will add to them
-  const uvec roots = {0x3f800000u,             0x3f8b95c2u - (1 << 20), 0x3f9837f0u - (2 << 20), 0x3fa5fed7u - (3 << 20),
-                      0x3fb504f3u - (4 << 20), 0x3fc5672au - (5 << 20), 0x3fd744fdu - (6 << 20), 0x3feac0c7u - (7 << 20)};
-  vec scale = (vec)(__builtin_shuffle(roots, (uvec)shifted) + ((uvec)shifted << 20));
-  return scale + scale * p;
-}
-#else
-// A power of two times a polynomial in the rest of z, which is within half of 0 and exact there.
-constexpr float OCTAVE = 1.f;
-INLINE vec exp2_bounded(vec z) {
-#if HAS_AVX512
-  vec whole = (vec)_mm512_roundscale_ps((__m512)z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-  const vec magic = splat(12582912.f + 127.f);  // as above; 127 is what exponents are counted from
-  vec shifted = z + magic, whole = shifted - magic;
-#endif
-  vec f = z - whole;
-  // by powers of f squared: more products than Horner's rule has, but they wait less for each other
+
+// 2^f for |f| <= 1/2, exact at 0. By powers of f squared: more products than Horner's rule has, but they wait less for each
+// other.
+INLINE vec exp2_of_rest(vec f) {
   vec q = f * f;
   vec high = (splat(9.61837326e-3f) + f * splat(1.33998531e-3f)) + q * splat(1.53707101e-4f);
   vec middle = (splat(2.40226485e-1f) + f * splat(5.55032902e-2f)) + q * high;
-  vec p = (splat(1.f) + f * splat(6.93147206e-1f)) + q * middle;
+  return (splat(1.f) + f * splat(6.93147206e-1f)) + q * middle;
+}
+
+#ifdef __AVX2__
+// Whole OCTAVEths of z: a power of two times one of OCTAVE roots of two, which fit into a vector. The rest is so small that a
+// few terms of the series will do: 2^(f/OCTAVE) - 1 to 1e-7 of itself, not of 1, since a state forgets by that difference.
+constexpr float OCTAVE = W;
+INLINE vec exp2_bounded(vec z) {
+  const vec magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number, which the low bits then hold
+  vec shifted = z + magic, f = z - (shifted - magic);
+  // the bits of 2^(i/OCTAVE), less those that the lowest bits of the whole number, i, will add to them
 #if HAS_AVX512
-  return (vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
+  constexpr int PLACE = 19;  // of the whole number's lowest bit
+  vec p = f * (splat(4.33216989e-2f) + f * (splat(9.38412326e-4f) + f * splat(1.35510463e-5f)));
+  const uvec roots = {0x3f800000u,              0x3f85aac3u - (1 << 19),  0x3f8b95c2u - (2 << 19),  0x3f91c3d3u - (3 << 19),
+                      0x3f9837f0u - (4 << 19),  0x3f9ef532u - (5 << 19),  0x3fa5fed7u - (6 << 19),  0x3fad583fu - (7 << 19),
+                      0x3fb504f3u - (8 << 19),  0x3fbd08a4u - (9 << 19),  0x3fc5672au - (10 << 19), 0x3fce248cu - (11 << 19),
+                      0x3fd744fdu - (12 << 19), 0x3fe0ccdfu - (13 << 19), 0x3feac0c7u - (14 << 19), 0x3ff5257du - (15 << 19)};
 #else
-  return p * (vec)((ivec)shifted << 23);
+  constexpr int PLACE = 20;
+  vec p = f * (splat(8.66433976e-2f) + f * (splat(3.75353919e-3f) + f * (splat(1.08406462e-4f) + f * splat(2.34818e-6f))));
+  const uvec roots = {0x3f800000u,             0x3f8b95c2u - (1 << 20), 0x3f9837f0u - (2 << 20), 0x3fa5fed7u - (3 << 20),
+                      0x3fb504f3u - (4 << 20), 0x3fc5672au - (5 << 20), 0x3fd744fdu - (6 << 20), 0x3feac0c7u - (7 << 20)};
 #endif
+  vec scale = (vec)(__builtin_shuffle(roots, (uvec)shifted) + ((uvec)shifted << PLACE));
+  return scale + scale * p;
+}
+#else
+constexpr float OCTAVE = 1.f;
+INLINE vec exp2_bounded(vec z) {
+  const vec magic = splat(12582912.f + 127.f);  // 1.5 * 2^23, as above; 127 is what exponents are counted from
+  vec shifted = z + magic;
+  return exp2_of_rest(z - (shifted - magic)) * (vec)((ivec)shifted << 23);
 }
 #endif
+
 INLINE vec exp2(vec z) {
 #if HAS_AVX512
-  return exp2_bounded(z);
+  vec whole = (vec)_mm512_roundscale_ps((__m512)z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return (vec)_mm512_scalef_ps((__m512)exp2_of_rest(z - whole), (__m512)whole);
 #else
   const vec low = splat(-BOUND), high = splat(BOUND);
 #ifdef __AVX__

@@ -24,6 +24,20 @@ def test_both_ways_of_a_linear_layer_are_equal(shape, monkeypatch):
         assert not products.by_convolution(x)
 
 
+@pytest.mark.skipif(not products.bfloat16_products(), reason="no bfloat16 products on this processor")
+def test_inference_under_autocast_is_by_convolution_where_tokens_outnumber_channels():
+    layer = made(Linear(24, 37))
+    few, many = torch.randn(2, 23, 24), torch.randn(2, 5, 7, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not products.by_convolution(many)  # there a gradient may be asked for
+        with torch.no_grad():
+            assert products.by_convolution(many) and not products.by_convolution(few)
+            assert not products.by_convolution(many.flatten(0, 2)) and not products.by_convolution(many.double())
+            found = layer(many)
+            torch.testing.assert_close(found, nn.Linear.forward(layer, many), rtol=2**-7, atol=1e-6)
+            assert found.dtype == torch.bfloat16 and found.is_contiguous()
+
+
 @pytest.mark.parametrize("by_convolution", [True, False])
 @pytest.mark.parametrize(
     ("layer", "shape"),

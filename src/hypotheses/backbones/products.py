@@ -2,10 +2,12 @@
 
 In float32 torch's Linear uses MKL, which runs at less than half speed on AMD's processors with AVX-512 (and at full speed
 on those without); its 1 x 1 convolution is the same product by oneDNN, which does not. In bfloat16, as autocast asks for
-it, both are oneDNN's; but where oneDNN has no such products, as on x86 without AVX-512, torch falls back to a loop that is
-some fifteen times slower than float32. There the same bfloat16 numbers are multiplied in float32, which keeps as much
-memory for the backward pass as float32 does. benchmarks/backbone.py shows both differences. Elsewhere, on a GPU, and where
-torch.compile takes them, all three are PyTorch's.
+it, both are oneDNN's. Without gradients the convolution is then the faster one, where tokens outnumber channels: Linear
+copies the bias over its whole output first, the convolution reorders its weights. But where oneDNN has no such products,
+as on x86 without AVX-512, torch falls back to a loop that is some fifteen times slower than float32. There the same
+bfloat16 numbers are multiplied in float32, which keeps as much memory for the backward pass as float32 does.
+benchmarks/backbone.py shows both differences. Elsewhere, on a GPU, and where torch.compile takes them, all three are
+PyTorch's.
 """
 
 import functools
@@ -59,9 +61,18 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def by_convolution(x: Tensor) -> bool:
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    """Whether a Linear layer multiplies x, (..., L, C), by a 1 x 1 convolution."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.ndim < 3 or x.numel() == 0:
         return False
-    return x.dtype == torch.float32 and x.ndim > 2 and x.numel() > 0 and slow_mkl()
+    if not torch.is_autocast_enabled("cpu"):
+        return x.dtype == torch.float32 and slow_mkl()
+    bf16 = (
+        torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and bfloat16_products()
+        and torch.backends.mkldnn.is_available()
+    )
+    tokens, channels = x.numel() // x.shape[-1], x.shape[-1]
+    return bf16 and not torch.is_grad_enabled() and x.dtype != torch.float64 and tokens >= 2 * channels
 
 
 def by_float32(x: Tensor) -> bool:

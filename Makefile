@@ -85,6 +85,8 @@ docs: .venv/ready  ## Build the documentation: docs/_build/html/index.html
 
 bench: .venv/bench  ## Measure the scan, the networks and the trainer against their peers (half an hour)
 	@$(PY) benchmarks/scan.py
+	@$(PY) benchmarks/scan.py --channels-first
+	@$(PY) benchmarks/scan.py --channels-first --glibc
 	@$(PY) benchmarks/scan.py --mode forward
 	@$(PY) benchmarks/scan.py --memory
 	@$(PY) benchmarks/scan.py --accuracy

@@ -106,7 +106,8 @@ class Writer:
             step = {STEP: found["step"]} if found["step"] is not None else {}
             self.run.log(step | {"val/pictures": wandb.Image(pictures)})
         for name, table in found.get("tables", {}).items():
-            self.run.log({f"tables/{name}": wandb.Table(columns=table["columns"], data=table["rows"])})
+            # not a row of the history, where numbers of rows and columns would be drawn as curves
+            self.run.summary[f"tables/{name}"] = wandb.Table(columns=table["columns"], data=table["rows"])
         if found.get("page"):
             self.run.log({"report": wandb.Html(Path(found["page"]).read_text(), inject=False)})
         self.run.summary.update(found["summary"])

@@ -119,7 +119,8 @@ reference: .venv/ready  ## Copy the demo's records of all hypotheses to results/
 
 notebooks: no-options .venv/ready  ## Run the notebooks; they are left with their output in outputs/notebooks/
 	@mkdir -p outputs/notebooks
-	@.venv/bin/jupyter-execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}'
+	@# without a warning at each start about encryption, of a kernel that listens on this machine alone and asks for a key
+	@.venv/bin/jupyter-execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}' 2> >(grep -v 'over TCP without encryption' >&2)
 
 clean: no-options  ## Remove what the demo has made, of all hypotheses: its digits, logs, records and reports, and what W&B keeps of them
 	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report

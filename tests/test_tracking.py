@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from wandb.util import get_core_path
 
@@ -351,6 +352,28 @@ def test_a_run_that_is_kept_whole_is_left_as_it_is(sweep):
     (kept_one,) = (sweep / "wandb").glob("*run-*/" + tracker.WHOLE)
     kept_one.unlink()
     assert not publish.there_already(story, sweep)  # as of a run that was killed
+
+
+def test_a_service_of_wandb_that_is_killed_is_said_in_a_line(tmp_path, capfd):
+    ((one, file),) = from_reference(tmp_path, "demo/ade20k/mambaout_atto/seed_0")
+    opening, *others = tracking.story(one, file)
+    told = tracking.Live("offline", tmp_path)
+    told.send(**opening)
+    process, deadline = told.process, time.monotonic() + 60
+    assert process
+    while not list((tmp_path / "wandb").glob("*/*.wandb")):  # opened
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    services = [p for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "wandb-core"]
+    assert services
+    for service in services:
+        service.kill()
+    for message in others:
+        told.send(**message)
+    told.close()
+    process.wait(60)
+    err = capfd.readouterr().err
+    assert "note: W&B" in err and "Traceback" not in err, err
 
 
 def test_a_run_that_goes_on_is_there_once_and_whole(tmp_path):

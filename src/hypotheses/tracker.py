@@ -256,8 +256,8 @@ def main(arguments: list[str]) -> None:
             thread.join()
     else:
         listen(socket.socket(fileno=0))
-    if DROPPED:  # which wandb would wait for
-        os._exit(1)
+    if DROPPED or SAID:  # wandb's own exit would wait for the dropped, and tell at length what was said in a line
+        os._exit(1 if DROPPED else 0)
 
 
 if __name__ == "__main__":

@@ -421,7 +421,7 @@ def test_one_image_at_a_time_is_refused_where_a_norm_of_batches_would_learn_from
     [
         (["task=imagenet", "pretrained=none"], "it is what training of coco and ade20k starts from"),
         (["task=coco", "recipe.flip=often"], "recipe.flip"),
-        (["task=coco", "recipe.fliip=0.5"], "no key 'recipe.fliip'; did you mean flip"),
+        (["task=coco", "recipe.fliip=0.5"], "no key 'recipe.fliip'; did you mean recipe.flip"),
         (["task=coco", "recipe.resize=[96]"], "recipe.resize=.96.: give two numbers of pixels"),
         (["task=coco", "recipe.data.source=digits"], "choose one of scenes, coco for task=coco"),
         (["task=coco", "recipe.flip=2"], "recipe.flip=2.0: give a share from 0 to 1"),

@@ -204,7 +204,7 @@ def test_amounts_have_four_digits(number, text):
         (["backbone=mambaout_tinny"], "no backbone 'mambaout_tinny'; did you mean mambaout_tiny"),
         (["backbone=mambaout_tiny,"], "backbone=mambaout_tiny,: an empty name"),
         (["task=cocoa"], "no task 'cocoa'; did you mean coco"),
-        (["backbone.mixr=ssm"], "no key 'backbone.mixr'; did you mean mixer"),
+        (["backbone.mixr=ssm"], "no key 'backbone.mixr'; did you mean backbone.mixer"),
         (["backbone.mixer=attention"], "choose one of conv, identity"),
         (["hight=32"], "no key 'hight'"),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -417,11 +418,18 @@ def of_backbone(table: Any, backbone: Config) -> float:
     return float(table)
 
 
+def keys(tree: Any, at: str) -> Iterator[str]:
+    """The address of every key of a tree that stands at `at`: recipe.optimizer, recipe.optimizer.lr, ..."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield f"{at}.{key}"
+        yield from keys(value, f"{at}.{key}")
+
+
 def explain(error: Exception) -> Exception:
     """Hydra's and OmegaConf's errors of a wrong option, key or file as a UserError; others as they are."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    from yaml import YAMLError, safe_load
 
     if isinstance(error, UserError):
         return error
@@ -438,9 +446,16 @@ def explain(error: Exception) -> Exception:
                 "of the library's base config"
             )
         files = [f for f in CONF.joinpath(*group[:1]).glob("*.yaml") if group]
-        known = {key for f in files for key in re.findall(r"(\w+):", re.sub(r"#.*", "", f.read_text()))}
-        known = known - {"defaults"} or (PATHS if group[:1] == ["paths"] else KEYS)
-        return UserError(f"no key '{no_key[1]}'{nearest(key, known)}")
+        known = {
+            k
+            for f in files
+            for k in keys(safe_load(f.read_text()), group[0])
+            if not k.startswith(f"{group[0]}.defaults")
+        }
+        known = known or ({f"paths.{k}" for k in PATHS} if group[:1] == ["paths"] else KEYS)
+        if elsewhere := sorted(k for k in known if k.split(".")[-1] == key):
+            return UserError(f"no key '{no_key[1]}'; did you mean {' or '.join(elsewhere)}?")
+        return UserError(f"no key '{no_key[1]}'{nearest(no_key[1], known)}")
     if isinstance(error, OverrideParseException):
         return UserError(
             f"cannot read '{error.override}': {text.splitlines()[0]}; put quotes around special characters"

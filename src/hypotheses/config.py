@@ -1,5 +1,6 @@
 """Composition, once and at the top: the Hydra groups of conf/ become the plain values of one run."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -421,15 +422,27 @@ def of_backbone(table: Any, backbone: Config) -> float:
 def keys(tree: Any, at: str) -> Iterator[str]:
     """The address of every key of a tree that stands at `at`: recipe.optimizer, recipe.optimizer.lr, ..."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
-        yield f"{at}.{key}"
-        yield from keys(value, f"{at}.{key}")
+        if key != "defaults":
+            yield f"{at}.{key}"
+            yield from keys(value, f"{at}.{key}")
+
+
+def keys_of(group: str) -> set[str]:
+    """The addresses of all keys that files of a group of conf/ have; of one that cannot be read none."""
+    from yaml import YAMLError, safe_load
+
+    found: set[str] = set()
+    for file in (CONF / group).glob("*.yaml"):
+        with contextlib.suppress(YAMLError):
+            found.update(keys(safe_load(file.read_text()), group))
+    return found
 
 
 def explain(error: Exception) -> Exception:
     """Hydra's and OmegaConf's errors of a wrong option, key or file as a UserError; others as they are."""
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError, safe_load
+    from yaml import YAMLError
 
     if isinstance(error, UserError):
         return error
@@ -445,14 +458,8 @@ def explain(error: Exception) -> Exception:
                 f"recipe.model does not change '{no_key[1].removeprefix('recipe.model.')}' yet: write +{no_key[1]}=... for a change "
                 "of the library's base config"
             )
-        files = [f for f in CONF.joinpath(*group[:1]).glob("*.yaml") if group]
-        known = {
-            k
-            for f in files
-            for k in keys(safe_load(f.read_text()), group[0])
-            if not k.startswith(f"{group[0]}.defaults")
-        }
-        known = known or ({f"paths.{k}" for k in PATHS} if group[:1] == ["paths"] else KEYS)
+        known = keys_of(group[0]) if group else KEYS
+        known = known or ({f"paths.{k}" for k in PATHS} if group[0] == "paths" else KEYS)
         if elsewhere := sorted(k for k in known if k.split(".")[-1] == key):
             return UserError(f"no key '{no_key[1]}'; did you mean {' or '.join(elsewhere)}?")
         return UserError(f"no key '{no_key[1]}'{nearest(no_key[1], known)}")

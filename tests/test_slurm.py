@@ -257,7 +257,7 @@ def test_they_change_no_run(tmp_path):
             "cluster.signal=120: give fewer seconds than cluster.time=2 minutes have",
         ),
         ("cluster.max_requeues=-1", "cluster.max_requeues=-1: give a number from 0"),
-        ("cluster.partitoin=p", "no key 'cluster.partitoin'; did you mean partition"),
+        ("cluster.partitoin=p", "no key 'cluster.partitoin'; did you mean cluster.partition?"),
         ("cluster=none", "no cluster 'none'. Choose from: slurm"),
     ],
 )

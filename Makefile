@@ -29,9 +29,9 @@ $(error unknown option $(UNKNOWN)$(if $(GUESS),; did you mean $(firstword $(GUES
 endif
 
 help:  ## Show this list
-	@echo "The controlled test of MambaOut's two hypotheses. Targets:"
+	@echo "The controlled test of MambaOut's hypotheses. Targets:"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
-	@echo "Options: HYP=1  SCALE=demo|pilot|paper  TASK=coco  SEEDS=5|10|20  ARMS=all  JOBS=2  STALE=reuse|rerun  BUDGET=minutes  LAUNCHER=slurm  ARGS='hardware=cpu paths.data=FOLDER'"
+	@echo "Options: HYP=1  SCALE=demo|pilot|paper  TASK=coco  SEEDS=5|10|20  ARMS=all  JOBS=2  STALE=reuse|rerun  BUDGET=minutes  LAUNCHER=slurm  RUN=record  BUNDLE=file  PYTHON=python3.11  ARGS='hardware=cpu paths.data=FOLDER'"
 
 setup: .venv/ready  ## Make the environment in .venv (the other targets do it themselves)
 
@@ -121,6 +121,7 @@ notebooks: no-options .venv/ready  ## Run the notebooks; they are left with thei
 	@mkdir -p outputs/notebooks
 	@# without a warning at each start about encryption, of a kernel that listens on this machine alone and asks for a key
 	@.venv/bin/jupyter-execute notebooks/*.ipynb --output='../outputs/notebooks/{notebook_name}' 2> >(grep -v 'over TCP without encryption' >&2)
+	@echo "with their output, for Jupyter or an editor that shows notebooks: outputs/notebooks/*.ipynb"
 
 clean: no-options  ## Remove what the demo has made, of all hypotheses: its digits, logs, records and reports, and what W&B keeps of them
 	rm -rf data/demo outputs/demo outputs/smoke results/records/demo results/records/smoke results/evaluations/demo results/evaluations/smoke results/attempts/demo results/attempts/smoke results/replaced/demo outputs/reproduced/demo results/report

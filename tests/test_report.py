@@ -151,7 +151,7 @@ def test_a_positive_control_alone_is_no_verdict_and_is_not_nothing(tmp_path, mem
     for r in memory["recall"].values():
         record.write(tmp_path / "records" / (r["address"] + ".json"), r)
     shown = report.write(hypothesis, tmp_path)
-    assert "demo scale: POSITIVE CONTROL ALONE IS RUN: make sweep HYP=1" in shown and "NOT RUN YET" not in shown
+    assert "demo scale: ONLY THE POSITIVE CONTROL HAS RUN: make sweep HYP=1" in shown and "NOT RUN YET" not in shown
 
 
 def test_smoke_records_never_reach_a_verdict(results, hypothesis):

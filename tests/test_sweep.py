@@ -116,11 +116,11 @@ def test_the_time_left_is_known_once_every_arm_was_seen(tmp_path):
 
     child = sweep.Child(config("a"), Process(), tmp_path / "log.txt", sweep.Slot(0, {}, []), time.monotonic() - 10)  # type: ignore[arg-type]
     beat = {"step": 1, "steps": 2, "seconds_left": 30.0}
-    assert sweep.time_left([child], [beat], [], {}) == 30
-    assert sweep.time_left([child], [beat], [config("b")], {}) is None
-    assert sweep.time_left([child], [beat], [config("b")], {"coco b": [100.0]}) == 130
-    assert sweep.time_left([child], [beat], [config("a")], {}) == pytest.approx(70, abs=1)
-    assert sweep.time_left([child], [{}], [], {}) is None
+    assert sweep.time_left([child], [beat], [], {}) == (30, 0)
+    assert sweep.time_left([child], [beat], [config("b")], {}) == (30, 1)
+    assert sweep.time_left([child], [beat], [config("b")], {"coco b": [100.0]}) == (130, 0)
+    assert sweep.time_left([child], [beat], [config("a")], {})[0] == pytest.approx(70, abs=1)
+    assert sweep.time_left([child], [{}], [], {}) == (0, 1)
 
 
 def test_slots_are_cores_or_the_gpus_that_are_visible(hypothesis, monkeypatch):

@@ -321,8 +321,8 @@ def table(plan: Plan) -> str:
         "",
         "memory   of a process, the most that it holds: on a GPU what is allocated there",
         "disk     weights of the runs to be made, and three checkpoints of one of them, which go when it is recorded",
-        "minutes  of one run, then of all that are to be made; a measurement is of seconds and errs by a third where others use the machine.",
-        "         A sham that a win of the larger arm would ask for comes on top",
+        "minutes  of one run, then of all that are to be made; a measurement takes seconds, and much too long where others",
+        "         use the machine (three times was seen). A sham that a win of the larger arm would ask for comes on top",
     ]
     return "\n".join(lines)
 
@@ -381,12 +381,8 @@ def as_json(plan: Plan) -> str:
     return json.dumps({"runs": runs, "cells": cells, **whole}, indent=1)
 
 
-def check_budget(plan: Plan, asked: str) -> None:
+def check_budget(plan: Plan, budget: float) -> None:
     """Raise UserError where a sweep would take longer than so many minutes, or nobody can say."""
-    try:
-        budget = float(asked)
-    except ValueError as error:
-        raise UserError(f"BUDGET={asked}: give a number of minutes") from error
     if plan.minutes is None:
         unknown = next(cell for cell in plan.cells if cell.runs and cell.minutes is None)
         raise UserError(f"BUDGET={budget:g}: how long {unknown.task} {unknown.arm} takes {unknown.source}")
@@ -407,10 +403,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", help="minutes; more than that is an error")
     parser.add_argument("--json", action="store_true", help="for machines")
     given = parser.parse_intermixed_args(words)
+    budget = selection.minutes(given.budget)
     plan = make(selection.read(given))
     print(as_json(plan) if given.json else table(plan))
-    if given.budget is not None:
-        check_budget(plan, given.budget)
+    if budget is not None:
+        check_budget(plan, budget)
     return 0
 
 

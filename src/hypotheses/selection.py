@@ -105,3 +105,16 @@ def read(asked: argparse.Namespace) -> Selection:
     names = arms.all() if asked.arms == "all" else arms.registered()
     tasks = [asked.task] if asked.task else list(hypothesis.tasks)
     return Selection(hypothesis, asked.scale, seeds, names, tasks, asked.jobs, asked.stale, asked.overrides)
+
+
+def minutes(asked: str | None) -> float | None:
+    """Of BUDGET. Raises UserError where they are no number above 0, before anything is measured for them."""
+    if asked is None:
+        return None
+    try:
+        budget = float(asked)
+    except ValueError:
+        budget = 0.0
+    if not budget > 0:
+        raise UserError(f"BUDGET={asked}: give a number of minutes above 0")
+    return budget

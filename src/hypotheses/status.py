@@ -45,10 +45,13 @@ def row(asked: Selection, run: Standing, job: tuple[str, slurm.Entry] | None = N
     found, beat = metric_of(asked, run), run.beat
     quiet = silence(run)
     queued = job and job[1].live and run.state not in (RUNNING, RECORDED, STALE)
+    done = (
+        beat.get("step", 0) if run.state == RUNNING else run.step
+    )  # of one that was interrupted, what it goes on from
     return {
         "run": run.address,
         "state": "submitted" if queued else run.state,
-        "percent": 100.0 if run.record else 100 * beat["step"] / beat["steps"] if beat.get("steps") else 0.0,
+        "percent": 100.0 if run.record else 100 * done / beat["steps"] if beat.get("steps") else 0.0,
         "step": beat.get("step"),
         "steps": beat.get("steps"),
         "seconds_left": beat.get("seconds_left") if run.state == RUNNING else None,

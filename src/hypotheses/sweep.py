@@ -357,10 +357,12 @@ def stop(children: list[Child], grace: float = GRACE) -> None:
                 else:
                     os.killpg(child.process.pid, number)
         deadline = time.monotonic() + (grace or GRACE)
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             for child in children:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.process.wait(max(0.1, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            print("killing them: they go on from the checkpoints that they have", file=sys.stderr)
     children.clear()
 
 
@@ -426,8 +428,9 @@ class Status:
             parts.append(f"{len(work.others)} by another sweep")
         if work.failed:
             parts.append(f"{len(work.failed)} failed")
-        if seconds := time_left(training, beats, [*work.waiting, *pending], work.times):
-            parts.append(f"about {max(1, round(seconds / 60))} min left")
+        seconds, unknown = time_left(training, beats, [*work.waiting, *pending], work.times)
+        if seconds:
+            parts.append(f"{'at least' if unknown else 'about'} {max(1, round(seconds / 60))} min left")
         text = " | ".join(parts)
         if self.live:
             width = shutil.get_terminal_size().columns - 1
@@ -439,22 +442,23 @@ class Status:
 
 def time_left(
     running: list[Any], beats: list[dict], waiting: list[Config], times: dict[str, list[float]]
-) -> float | None:
-    """Seconds until the last run ends, from the runs of the same cell so far; None until every cell has been seen."""
-    left, known = 0.0, {name: sum(seconds) / len(seconds) for name, seconds in times.items()}
+) -> tuple[float, int]:
+    """Seconds until the last run ends, from the runs of the same cell so far; and how many runs are not in them, since none of their
+    cell has been seen."""
+    left, unknown, known = 0.0, 0, {name: sum(seconds) / len(seconds) for name, seconds in times.items()}
     for child, beat in zip(running, beats, strict=True):
         if not beat or beat["seconds_left"] is None:
-            return None
+            unknown += 1
+            continue
         left += beat["seconds_left"]
         known.setdefault(cell(child.config), time.monotonic() - child.started + beat["seconds_left"])
     for config in waiting:
-        if cell(config) not in known:
-            return None
-        left += known[cell(config)]
-    return left / max(1, len(running))
+        left += known.get(cell(config), 0.0)
+        unknown += cell(config) not in known
+    return left / max(1, len(running)), unknown
 
 
-def parse(arguments: list[str]) -> tuple[Selection, str | None]:
+def parse(arguments: list[str]) -> tuple[Selection, float | None]:
     """What is asked for, and the budget in minutes."""
     about = "Run what is missing of a hypothesis, then judge it and write its report."
     parser = selection.parser("sweep", about, " [BUDGET=minutes] [LAUNCHER=slurm]")
@@ -471,7 +475,7 @@ def parse(arguments: list[str]) -> tuple[Selection, str | None]:
         raise UserError(
             f"BUDGET={given.budget}: minutes are known of this machine alone: leave it out, and see cluster.time"
         )
-    return asked, given.budget
+    return asked, selection.minutes(given.budget)
 
 
 def main(arguments: list[str] | None = None) -> int:

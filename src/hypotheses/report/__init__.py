@@ -127,6 +127,9 @@ def terminal(s: Section) -> str:
     """The table of arms, the gates and the verdict, for a terminal."""
     lines = ["", f"# Hypothesis {s.hypothesis.hypothesis}, {s.scale} scale: {s.hypothesis.claim}"]
     for bed in s.verdict.beds:
+        if not s.runs[bed.task]:
+            lines += ["", f"{s.bed(bed.task)}: no run yet"]
+            continue
         found = tables.arms(s, bed)
         table = [[row[i] for i in (0, 2, 3, 4)] for row in (found.columns, *found.rows)]
         widths = [max(len(r[i]) for r in table) for i in range(4)]
@@ -248,6 +251,9 @@ def markdown(
         lines += [line for remark in wording.remarks(s) for line in (remark, "")]
         for bed in s.verdict.beds:
             lines += [f"### {s.bed(bed.task)}", ""]
+            if not s.runs[bed.task]:
+                lines += ["No run yet.", ""]
+                continue
             lines += images(drawn, f"{s.name}_{bed.task}_")
             if arms := listed.get(f"{s.name}_{bed.task}_arms"):
                 lines += [*arms.markdown(), ""]
@@ -267,19 +273,14 @@ def markdown(
             seeds = listed[f"{s.name}_{control.task}_seeds"]
             lines += [*arms.markdown(), "", f"{seeds.title}:", "", *seeds.markdown()]
             lines += [*picture_links(s, control.task, results), ""]
-        lines += [f"Make it again, or complete it: `{wording.command(s)}`. A row of a table: {wording.AGAIN}", ""]
-        for task in s.hypothesis.metrics():
-            lines += [f"- `{wording.row_command(runs)}`" for runs in tables.found_runs(s, task).values()]
-        lines += [
-            "",
-            "Deviations:",
-            "",
-            *(f"- {line}" for line in wording.deviations(s)),
-            "",
-            "Made with:",
-            "",
-        ]
-        lines += [*(f"- {line}" for line in wording.provenance(s)), "", wording.rule(s.hypothesis)]
+        lines += [f"Make it again, or complete it: `{wording.command(s)}`.", ""]
+        if s.records:
+            lines += [f"A row of a table: {wording.AGAIN}", ""]
+            for task in s.hypothesis.metrics():
+                lines += [f"- `{wording.row_command(runs)}`" for runs in tables.found_runs(s, task).values()]
+            lines += ["", "Deviations:", "", *(f"- {line}" for line in wording.deviations(s)), ""]
+            lines += ["Made with:", "", *(f"- {line}" for line in wording.provenance(s)), ""]
+        lines += [wording.rule(s.hypothesis)]
     if about_length:
         lines += ["", f"## {listed['length'].title}", "", about_length, "", *images(drawn, "length_")]
         lines += [*listed["length"].markdown()]

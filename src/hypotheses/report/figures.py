@@ -4,6 +4,7 @@ the same bytes."""
 import contextlib
 import functools
 import io
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from hypotheses.verdict import Bed, level
 INK, QUIET, GOOD, BAD = "#1b1f24", "#8a919a", "#2b6cb0", "#b5501b"
 COLORS = {"control": INK, "treatment": GOOD, "negative control": BAD}  # by role; others are quiet
 FAR = 2.0  # times what is judged, at which a difference is no longer drawn to scale
+LONG_NUMBER = re.compile(r"-?\d+\.\d{4,}")  # of a coordinate, whose last digits are another processor's rounding
 IN_A_PAGE = {INK: "--ink", QUIET: "--faint", GOOD: "--good", BAD: "--bad"}  # so that dark mode can change them
 
 
@@ -49,7 +51,8 @@ def panel(title: str, height: float, out: list[str], width: float = 5.4) -> Iter
         yield drawn.subplots()
         content = io.StringIO()
         drawn.savefig(content, format="svg", metadata={"Date": None})
-    out.append("".join(line.rstrip() + "\n" for line in content.getvalue().splitlines()))
+    rounded = LONG_NUMBER.sub(lambda found: f"{float(found[0]):.3f}", content.getvalue())
+    out.append("".join(line.rstrip() + "\n" for line in rounded.splitlines()))
 
 
 def inline(svg: str) -> str:
@@ -72,13 +75,15 @@ def of_section(s: Section) -> dict[str, tuple[str, str]]:
     found = {}
     for bed in s.verdict.beds:
         name, where = f"{s.name}_{bed.task}", f"{s.bed(bed.task)}, {s.scale} scale"
+        if not s.runs[bed.task]:
+            continue
+        if s.arms.doses and not bed.contrasts:  # no seed has all doses yet
+            continue
         if s.arms.doses:
             found[f"{name}_dose"] = (f"Gain against L/(6D) on {where}", dose(s, bed))
             found[f"{name}_slopes"] = (f"Slopes of the gain on log2 L/(6D) on {where}", differences(s, bed))
             continue
         found[f"{name}_differences"] = (f"Paired differences on {where}", differences(s, bed))
-        if not s.runs[bed.task]:
-            continue
         found[f"{name}_assay"] = (f"Every arm and seed on {where}", assay(s, bed))
         found[f"{name}_curves"] = (f"Validation during training on {where}", curves(s, bed))
         found[f"{name}_macs"] = (f"Metric against MACs on {where}", own_macs(s, bed))
@@ -168,18 +173,14 @@ def dose(s: Section, bed: Bed) -> str:
             style = {"lw": 1.8, "ls": "-"} if first else {"lw": 0.8, "ls": ":"}
             axes.plot(ends, [r.line(end) for end in ends], color=color, marker=marker, ms=0, label=label, **style)
         axes.set_xscale("log", base=2)
-        if found:
-            ticks = sorted(set(found[0].ratios.values()))
-            axes.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
-            legend = axes.legend(frameon=False, fontsize=7, loc="best")
-            for handle in legend.legend_handles:
-                handle.set_markersize(5)
-        else:
-            axes.text(0.5, 0.5, "no seed with all doses yet", transform=axes.transAxes, ha="center", color=INK)
+        ticks = sorted(set(found[0].ratios.values()))
+        axes.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
+        legend = axes.legend(frameon=False, fontsize=7, loc="best")
+        for handle in legend.legend_handles:
+            handle.set_markersize(5)
         axes.minorticks_off()
-        n = f", n = {found[0].slope.n} seeds" if found else ""
         axes.set_xlabel(
-            f"L/(6D){n}; filled: by {next(iter(s.arms.doses))}; open: by {[*s.arms.doses][-1]} alone\n"
+            f"L/(6D), n = {found[0].slope.n} seeds; filled: by {next(iter(s.arms.doses))}; open: by {[*s.arms.doses][-1]} alone\n"
             f"dots and thin lines: seeds; bar: {level(s.hypothesis.alpha)} interval; thick line: their mean"
         )
         axes.set_ylabel(f"e = arm - {s.arms.control}, {METRICS[bed.task][bed.metric].title} (points)")
@@ -193,7 +194,7 @@ def rows_of_arms(axes: Any, found: dict[str, list[Record]], metric: str, colors:
         mean = statistics.fmean(values)
         axes.plot(values, [row] * len(values), "o", color=color, ms=4, alpha=0.6, mew=0)
         axes.plot([mean, mean], [row - 0.25, row + 0.25], color=color, lw=2)
-        axes.annotate(f"{mean:.1f}", (mean, row - 0.28), ha="center", va="bottom", fontsize=8)
+        axes.annotate(f"{mean:.2f}", (mean, row - 0.28), ha="center", va="bottom", fontsize=8)
     axes.set_xlim(0, 100)
     axes.set_ylim(max(len(found), 1) - 0.4, -0.8)
     axes.set_yticks(range(len(found)), [f"{arm}, n = {len(records)}" for arm, records in found.items()], fontsize=8)
@@ -235,6 +236,7 @@ def colors_of(s: Section) -> dict[str, str]:
 def curves(s: Section, bed: Bed) -> str:
     """The validation metric against the share of the schedule: mean over seeds, and their range for the registered arms."""
     out, known = [], roles(s)
+    others = "; dotted: other arms" if s.arms.all() != s.arms.registered() else ""
     with panel(f"validation during training, {s.bed(bed.task)}, {s.scale} scale", 3.1, out) as axes:
         for arm, records in found_runs(s, bed.task).items():
             rows = [[row for row in r["curve"] if bed.metric in row] for r in records]
@@ -252,7 +254,7 @@ def curves(s: Section, bed: Bed) -> str:
                 x, [statistics.fmean(v) for v in values], "-" if registered else ":", color=color, lw=1.8 if registered else 0.9,
                 label=f"{arm}, n = {len(records)}" if registered else None,
             )  # fmt: skip
-            axes.set_xlabel(f"{unit}\nline: mean over seeds; band: their range; dotted: other arms")
+            axes.set_xlabel(f"{unit}\nline: mean over seeds; band: their range{others}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(metric_label(bed.task, bed.metric))
         axes.legend(frameon=False, fontsize=8, loc="lower right")

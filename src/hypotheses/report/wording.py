@@ -78,7 +78,7 @@ def label(s: Section) -> str:
     """The outcome, or that there is none yet."""
     if has_runs(s):
         return s.verdict.outcome
-    return "positive control alone is run" if any(s.runs.values()) else "not run yet"
+    return "only the positive control has run" if any(s.runs.values()) else "not run yet"
 
 
 def remarks(s: Section) -> list[str]:
@@ -103,7 +103,8 @@ def remarks(s: Section) -> list[str]:
             lines.append(
                 "L/(6D) is about what attention costs, not about what an SSM can do: nothing in it says that accuracy must follow it."
             )
-    if hypothesis.interaction and not s.verdict.interactions:
+    paired = any(bed.contrasts for bed in s.verdict.beds)  # so that the short task is what lacks runs
+    if hypothesis.interaction and paired and not s.verdict.interactions:
         lines.append(
             f"The interaction with the short task, {' and '.join(hypothesis.interaction)}, is not known yet: "
             f"make sweep HYP=1{scale_word(s)}"
@@ -216,7 +217,7 @@ def deviations(s: Section) -> list[str]:
         f"None: all {len(s.records)} runs were recorded at their first attempt, as registered and under the registered rule, by the "
         "same committed code."
     )
-    return s.deviations or [none if s.records else "No run yet."]
+    return s.deviations or [none]
 
 
 def provenance(s: Section) -> list[str]:

@@ -124,14 +124,19 @@ def test_a_budget_that_cannot_be_kept_stops_it(asked, states):
     whole = plan.make(asked, measure=False)
     assert whole.minutes is None
     with pytest.raises(UserError, match="BUDGET=5: how long imagenet mambaout_atto_ssm takes not measured"):
-        plan.check_budget(whole, "5")
+        plan.check_budget(whole, 5)
     part = plan.make(dataclasses.replace(asked, arms=ARMS[:1]), measure=False)
     assert part.minutes == pytest.approx(1.5)  # no less than the longest run, though two go side by side
-    plan.check_budget(part, "1.6")
+    plan.check_budget(part, 1.6)
     with pytest.raises(UserError, match=r"BUDGET=1: the sweep would take about 2 minutes, 2 runs at a time: give more"):
-        plan.check_budget(part, "1")
-    with pytest.raises(UserError, match="BUDGET=soon: give a number of minutes"):
-        plan.check_budget(part, "soon")
+        plan.check_budget(part, 1)
+
+
+@pytest.mark.parametrize("budget", ["soon", "-3", "0", "nan", ""])
+@pytest.mark.parametrize("target", ["plan", "sweep"])
+def test_a_budget_that_is_none_is_refused_before_anything_is_measured(target, budget, one_line_error, paths):
+    said = one_line_error(f"hypotheses.{target}", "1", f"--budget={budget}", *paths)
+    assert f"BUDGET={budget}: give a number of minutes above 0" in said and "measuring" not in said
 
 
 @pytest.mark.parametrize("task", ["imagenet", "coco", "ade20k"])

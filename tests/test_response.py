@@ -245,14 +245,18 @@ def test_the_ways_to_vary_the_length_have_slopes_of_their_own(results):
     )
 
 
-def test_without_a_whole_seed_the_figure_says_so(tmp_path, make_records, alone):
+def test_without_a_whole_seed_there_is_no_figure(tmp_path, make_records, alone):
     for r in make_records({"mambaout_atto+d24_p2_32px": [70.0]}).values():
         record.write(tmp_path / "records" / f"{r['address']}.json", r)
     s = report.section(H, tmp_path, "demo")
     assert s.verdict.outcome == "inconclusive" and "1 of the 150 registered runs" in s.verdict.reason
     assert response.responses(H, ARMS, s.runs["imagenet"], range(5)) == []
     report.write(H, tmp_path, "demo")
-    assert (tmp_path / "report/figures/hypothesis_4_demo_imagenet_dose.svg").exists()
+    assert not list((tmp_path / "report/figures").glob("hypothesis_4*"))
+    assert (
+        "mambaout_atto_ssm+" not in (tmp_path / "report/index.md").read_text()
+        and "which make status lists" in (tmp_path / "report/index.md").read_text()
+    )
 
 
 def test_w_and_b_is_told_both_slopes_and_shows_every_dose_apart(results):

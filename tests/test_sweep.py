@@ -107,7 +107,7 @@ def test_a_mistake_is_one_line_that_names_the_fix(arguments, message, one_line_e
     assert message in one_line_error("hypotheses.sweep", *arguments, *paths)
 
 
-def test_the_time_left_is_known_once_every_arm_was_seen(tmp_path):
+def test_the_time_left_is_known_of_the_arms_that_were_seen(tmp_path):
     class Process:
         pid = 0
 

@@ -134,15 +134,15 @@ def test_a_table_that_was_edited_is_named(copy):
 
 
 def test_figures_may_differ_in_the_last_decimal_of_a_coordinate(copy):
-    """Other processors round otherwise; matplotlib writes six decimals, and of zeros none."""
+    """Other processors round otherwise; figures have three decimals, and of zeros none."""
     file = sorted((copy / "results" / "report" / "figures").glob("*.svg"))[0]
     drawn = file.read_text()
-    coordinate = next(c for c in re.findall(r'\b[xy]="(\d+\.\d+)"', drawn) if len(c.split(".")[1]) == 6)
+    coordinate = next(c for c in re.findall(r'\b[xy]="(\d+\.\d+)"', drawn) if len(c.split(".")[1]) == 3)
 
     def moved(by: float) -> None:
-        file.write_text(drawn.replace(coordinate, f"{float(coordinate) + by:.6f}".rstrip("0")))
+        file.write_text(drawn.replace(coordinate, f"{float(coordinate) + by:.3f}".rstrip("0")))
 
-    moved(1e-6)
+    moved(1e-3)
     assert file.read_text() != drawn and not look(copy).problems
     assert not verify.drawn_alike("at 1.5 or 2", "at 2 or 1.5") and not verify.drawn_alike("a 1 b", "a b 1")
     moved(1e-2)

@@ -313,11 +313,11 @@ def cells(cost: Cost, first: Cost | None) -> list[str]:
     ]
 
 
-def table(rows: list[Row], task: str, height: int, width: int, changes: list[str]) -> str:
+def table(rows: list[Row], task: str, scales: list[str], height: int, width: int, changes: list[str]) -> str:
     """The costs, a row per network; the stages, once for all arms that agree in them; what the numbers mean. `changes`
     are the overrides that make the networks other ones than their names say."""
     first = rows[0]
-    lines = [f"task {task}: one image of {height} x {width} pixels (height x width)"]
+    lines = [f"task {task}, {' and '.join(scales)} scale: one image of {height} x {width} pixels (height x width)"]
     if changes:
         lines.append(f"with {' '.join(changes)}")
     lines.append("")
@@ -416,7 +416,10 @@ def main(arguments: list[str] | None = None) -> int:
         networks = [dataclasses.asdict(row) for row in rows]
         print(json.dumps({"task": task, "height": height, "width": width, "images": 1, "networks": networks}, indent=2))
     else:
-        print(table(rows, task, height, width, [o for o in overrides if o.lstrip("+").startswith("backbone.")]))
+        scales = list(
+            dict.fromkeys(each["scale"]["name"] for each in configs)
+        )  # that of the backbone, unless one is named
+        print(table(rows, task, scales, height, width, [o for o in overrides if o.lstrip("+").startswith("backbone.")]))
     return 0
 
 

@@ -33,7 +33,7 @@ OF_RESULTS = ("records", "attempts", "registered", "provenance", "replaced", "qu
 PAGE = "index.html"
 DRAWN = (".svg", ".html")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-LAST_DECIMAL = 1e-6  # of a coordinate, as matplotlib writes it
+LAST_DECIMAL = 1e-3  # of a coordinate, as figures.py writes it
 OF_PROJECT = ("experiments", "conf", "requirements.lock")
 
 

@@ -128,7 +128,7 @@ def terminal(s: Section) -> str:
     lines = ["", f"# Hypothesis {s.hypothesis.hypothesis}, {s.scale} scale: {s.hypothesis.claim}"]
     for bed in s.verdict.beds:
         if not s.runs[bed.task]:
-            lines += ["", f"{s.bed(bed.task)}: no run yet"]
+            lines += ["", f"{s.bed(bed.task)}: {wording.nothing_yet(bed)}"]
             continue
         found = tables.arms(s, bed)
         table = [[row[i] for i in (0, 2, 3, 4)] for row in (found.columns, *found.rows)]
@@ -179,7 +179,11 @@ def html(
         }
 
     def bed_view(s: Section, bed: Bed) -> dict[str, Any]:
-        return part(s, bed.task) | {"gates": bed.gates, "missing": wording.missing(bed)}
+        return part(s, bed.task) | {
+            "gates": bed.gates,
+            "missing": wording.missing(bed),
+            "nothing": wording.nothing_yet(bed),
+        }
 
     def memory_view(s: Section) -> dict[str, Any] | None:
         control = s.hypothesis.positive_control
@@ -252,7 +256,7 @@ def markdown(
         for bed in s.verdict.beds:
             lines += [f"### {s.bed(bed.task)}", ""]
             if not s.runs[bed.task]:
-                lines += ["No run yet.", ""]
+                lines += [wording.nothing_yet(bed), ""]
                 continue
             lines += images(drawn, f"{s.name}_{bed.task}_")
             if arms := listed.get(f"{s.name}_{bed.task}_arms"):

@@ -20,7 +20,7 @@ from hypotheses.verdict import Bed, level
 INK, QUIET, GOOD, BAD = "#1b1f24", "#8a919a", "#2b6cb0", "#b5501b"
 COLORS = {"control": INK, "treatment": GOOD, "negative control": BAD}  # by role; others are quiet
 FAR = 2.0  # times what is judged, at which a difference is no longer drawn to scale
-LONG_NUMBER = re.compile(r"-?\d+\.\d{4,}")  # of a coordinate, whose last digits are another processor's rounding
+LONG_NUMBER = re.compile(r"-?\d+\.\d{4,}")  # of a coordinate
 IN_A_PAGE = {INK: "--ink", QUIET: "--faint", GOOD: "--good", BAD: "--bad"}  # so that dark mode can change them
 
 
@@ -51,8 +51,13 @@ def panel(title: str, height: float, out: list[str], width: float = 5.4) -> Iter
         yield drawn.subplots()
         content = io.StringIO()
         drawn.savefig(content, format="svg", metadata={"Date": None})
-    rounded = LONG_NUMBER.sub(lambda found: f"{float(found[0]):.3f}", content.getvalue())
-    out.append("".join(line.rstrip() + "\n" for line in rounded.splitlines()))
+    drawing = LONG_NUMBER.sub(lambda found: rounded(float(found[0])), content.getvalue())
+    out.append("".join(line.rstrip() + "\n" for line in drawing.splitlines()))
+
+
+def rounded(coordinate: float) -> str:
+    """To 3 decimals, which nobody sees, and which processors that add in another order agree in."""
+    return f"{round(coordinate, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
 
 
 def inline(svg: str) -> str:

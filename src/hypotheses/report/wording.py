@@ -138,6 +138,10 @@ def missing(bed: Bed) -> str:
     return "; ".join(f"{arm} seed {', '.join(seeds)}" for arm, seeds in by_arm.items())
 
 
+def nothing_yet(bed: Bed) -> str:
+    return f"None of its {len(bed.missing)} registered runs is there yet."
+
+
 def rule(hypothesis: Experiment) -> str:
     """The registered rule in plain words, and the hash of the file that registers it."""
     metric = " or ".join(hypothesis.tasks.values())

@@ -241,7 +241,7 @@ def colors_of(s: Section) -> dict[str, str]:
 def curves(s: Section, bed: Bed) -> str:
     """The validation metric against the share of the schedule: mean over seeds, and their range for the registered arms."""
     out, known = [], roles(s)
-    others = "; dotted: other arms" if s.arms.all() != s.arms.registered() else ""
+    others = "; dotted: other arms" if found_runs(s, bed.task).keys() - {*s.arms.registered()} else ""
     with panel(f"validation during training, {s.bed(bed.task)}, {s.scale} scale", 3.1, out) as axes:
         for arm, records in found_runs(s, bed.task).items():
             rows = [[row for row in r["curve"] if bed.metric in row] for r in records]
@@ -262,7 +262,7 @@ def curves(s: Section, bed: Bed) -> str:
             axes.set_xlabel(f"{unit}\nline: mean over seeds; band: their range{others}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(metric_label(bed.task, bed.metric))
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="best")
     return out[0]
 
 

@@ -72,7 +72,7 @@ def states(asked, make_records, tmp_path):
     identity = record.identity(killed, data.prepare(killed).fingerprint)
     checkpoint.Checkpoints(standing.folder(killed), identity, made_by, 0.0).write(93, b"x")
     (standing.folder(killed) / "heartbeat.json").write_text(
-        json.dumps({"step": 93, "steps": 465, "seconds_left": 30.0})
+        json.dumps({"step": 120, "steps": 465, "seconds_left": 30.0})
     )
     with claims.held(standing.folder(configs[ARMS[1], 0])):
         beat = {"step": 46, "steps": 465, "seconds": 5.0, "seconds_left": 45.0, "shown": {"loss": "0.3"}}
@@ -171,6 +171,7 @@ def test_a_status_says_where_each_run_stands(asked, states):
     assert rows["mambaout_atto/seed_0"]["value"] == 90.0 and rows["mambaout_atto/seed_0"]["percent"] == 100
     assert rows["mambaout_atto/seed_1"]["state"] == "stale"
     assert rows["mambaout_atto/seed_4"]["state"] == "dead" and rows["mambaout_atto/seed_4"]["checkpoint"] == 93
+    assert rows["mambaout_atto/seed_4"]["percent"] == pytest.approx(20)  # from there, though it had come further
     assert rows["mambaout_atto_identity/seed_0"]["state"] == "waiting"
     shown = status.table(asked, list(rows.values()))
     assert "15 runs: 1 recorded" in shown and "failed (nan)" in shown

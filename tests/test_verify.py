@@ -145,6 +145,8 @@ def test_figures_may_differ_in_the_last_decimal_of_a_coordinate(copy):
     moved(1e-3)
     assert file.read_text() != drawn and not look(copy).problems
     assert not verify.drawn_alike("at 1.5 or 2", "at 2 or 1.5") and not verify.drawn_alike("a 1 b", "a b 1")
+    assert verify.drawn_alike("<svg>1.5</svg> 1.501", "<svg>1.501</svg> 1.501")
+    assert not verify.drawn_alike("<svg>1.5</svg> 1.501", "<svg>1.5</svg> 1.5")
     moved(1e-2)
     assert len(look(copy).problems) == 1 and f"{file} is not what the records give" in look(copy).problems[0]
 

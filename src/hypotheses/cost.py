@@ -416,9 +416,8 @@ def main(arguments: list[str] | None = None) -> int:
         networks = [dataclasses.asdict(row) for row in rows]
         print(json.dumps({"task": task, "height": height, "width": width, "images": 1, "networks": networks}, indent=2))
     else:
-        scales = list(
-            dict.fromkeys(each["scale"]["name"] for each in configs)
-        )  # that of the backbone, unless one is named
+        # that of each backbone, unless one is named
+        scales = list(dict.fromkeys(each["scale"]["name"] for each in configs))
         print(table(rows, task, scales, height, width, [o for o in overrides if o.lstrip("+").startswith("backbone.")]))
     return 0
 

@@ -45,9 +45,8 @@ def row(asked: Selection, run: Standing, job: tuple[str, slurm.Entry] | None = N
     found, beat = metric_of(asked, run), run.beat
     quiet = silence(run)
     queued = job and job[1].live and run.state not in (RUNNING, RECORDED, STALE)
-    done = (
-        beat.get("step", 0) if run.state == RUNNING else run.step
-    )  # of one that was interrupted, what it goes on from
+    # of one that was interrupted, what it goes on from
+    done = beat.get("step", 0) if run.state == RUNNING else run.step
     return {
         "run": run.address,
         "state": "submitted" if queued else run.state,

@@ -32,6 +32,7 @@ KEPT = {"predictions": ".npz", "pictures": ".jpg", "rows": ".jsonl"}
 OF_RESULTS = ("records", "attempts", "registered", "provenance", "replaced", "quarantine", "measured", "report")
 PAGE = "index.html"
 DRAWN = (".svg", ".html")
+DRAWING = re.compile(r"<svg.*?</svg>", re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 LAST_DECIMAL = 1e-3  # of a coordinate, as figures.py writes it
 OF_PROJECT = ("experiments", "conf", "requirements.lock")
@@ -163,8 +164,8 @@ def check_report(found: Found, results: Path) -> None:
 
 
 def drawn_alike(kept: str, again: str) -> bool:
-    """Whether two files are the same but for numbers that differ in the last decimal of a coordinate."""
-    if NUMBER.split(kept) != NUMBER.split(again):
+    """Whether two files are the same but for numbers that differ in the last decimal of a drawing's coordinate."""
+    if DRAWING.sub("", kept) != DRAWING.sub("", again) or NUMBER.split(kept) != NUMBER.split(again):
         return False
     pairs = zip(NUMBER.findall(kept), NUMBER.findall(again), strict=True)
     return all(a == b or abs(float(a) - float(b)) < 1.5 * LAST_DECIMAL for a, b in pairs)

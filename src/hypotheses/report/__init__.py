@@ -259,14 +259,13 @@ def markdown(
                 lines += [wording.nothing_yet(bed), ""]
                 continue
             lines += images(drawn, f"{s.name}_{bed.task}_")
-            if arms := listed.get(f"{s.name}_{bed.task}_arms"):
-                lines += [*arms.markdown(), ""]
+            lines += [*listed[f"{s.name}_{bed.task}_arms"].markdown(), ""]
             if slopes := listed.get(f"{s.name}_{bed.task}_slopes"):
                 lines += [f"{slopes.title}:", "", *slopes.markdown(), ""]
             lines += [wording.gates_title(s.hypothesis), ""]
             lines += [f"- {'passed' if g.passed else '**failed**'}: {g.name}. {g.detail}" for g in bed.gates]
-            if seeds := listed.get(f"{s.name}_{bed.task}_seeds"):
-                lines += ["", f"{seeds.title}:", "", *seeds.markdown()]
+            seeds = listed[f"{s.name}_{bed.task}_seeds"]
+            lines += ["", f"{seeds.title}:", "", *seeds.markdown()]
             lines += picture_links(s, bed.task, results)
             if bed.missing:
                 lines += ["", f"Missing: {wording.missing(bed)}."]

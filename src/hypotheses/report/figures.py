@@ -51,13 +51,13 @@ def panel(title: str, height: float, out: list[str], width: float = 5.4) -> Iter
         yield drawn.subplots()
         content = io.StringIO()
         drawn.savefig(content, format="svg", metadata={"Date": None})
-    drawing = LONG_NUMBER.sub(lambda found: rounded(float(found[0])), content.getvalue())
+    drawing = LONG_NUMBER.sub(rounded, content.getvalue())
     out.append("".join(line.rstrip() + "\n" for line in drawing.splitlines()))
 
 
-def rounded(coordinate: float) -> str:
+def rounded(coordinate: re.Match[str]) -> str:
     """To 3 decimals, which nobody sees, and which processors that add in another order agree in."""
-    return f"{round(coordinate, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
+    return f"{round(float(coordinate[0]), 3) + 0.0:.3f}".rstrip("0").rstrip(".")
 
 
 def inline(svg: str) -> str:
@@ -80,9 +80,7 @@ def of_section(s: Section) -> dict[str, tuple[str, str]]:
     found = {}
     for bed in s.verdict.beds:
         name, where = f"{s.name}_{bed.task}", f"{s.bed(bed.task)}, {s.scale} scale"
-        if not s.runs[bed.task]:
-            continue
-        if s.arms.doses and not bed.contrasts:  # no seed has all doses yet
+        if not s.runs[bed.task] or (s.arms.doses and not bed.contrasts):  # no seed has all doses yet
             continue
         if s.arms.doses:
             found[f"{name}_dose"] = (f"Gain against L/(6D) on {where}", dose(s, bed))
@@ -240,10 +238,10 @@ def colors_of(s: Section) -> dict[str, str]:
 
 def curves(s: Section, bed: Bed) -> str:
     """The validation metric against the share of the schedule: mean over seeds, and their range for the registered arms."""
-    out, known = [], roles(s)
-    others = "; dotted: other arms" if found_runs(s, bed.task).keys() - {*s.arms.registered()} else ""
+    found, out, known = found_runs(s, bed.task), [], roles(s)
+    others = "; dotted: other arms" if found.keys() - {*s.arms.registered()} else ""
     with panel(f"validation during training, {s.bed(bed.task)}, {s.scale} scale", 3.1, out) as axes:
-        for arm, records in found_runs(s, bed.task).items():
+        for arm, records in found.items():
             rows = [[row for row in r["curve"] if bed.metric in row] for r in records]
             unit = next((u for u in ("epoch", "step") if rows and rows[0] and u in rows[0][0]), "")
             length = min(len(r) for r in rows)
